@@ -1,0 +1,323 @@
+"""The bundle: the folder a device gets. A manifest with the hash of every file, read as data and never executed.
+
+ir_csn_26-openvino-fp32/
+manifest.json     schema, model, ClipSpec, labels, io, gates, versions, sha256 of every other file and of itself
+model.*           the artifact
+golden/           videos, their decoded frames (.npy uint8 [T, H, W, 3]), reference logits, golden.json
+reference.npz     ids, labels, sha256 of the decoded clips and reference logits of the evaluation set
+report.json  report.html
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact.clip import ClipSpec
+from edgeact.errors import BundleError, InputError
+from edgeact.parity import Report
+
+__all__ = [
+    "Bundle",
+    "GoldenClip",
+    "ReferenceSet",
+    "clip_digest",
+    "create_bundle",
+    "open_bundle",
+    "write_golden",
+    "write_manifest",
+    "write_reference",
+]
+
+SCHEMA = 1
+_MAX_MANIFEST_BYTES = 64 << 20
+_FIELDS = {
+    "schema": int,
+    "name": str,
+    "model": str,
+    "target": str,
+    "precision": str,
+    "form": str,
+    "runtime": str,
+    "artifact": list,
+    "spec": dict,
+    "labels": list,
+    "io": dict,
+    "gates": dict,
+    "facts": dict,
+    "files": dict,
+    "digest": str,
+}
+
+
+@dataclass(frozen=True)
+class GoldenClip:
+    """One clip with the answer to each stage of an app's pipeline: video, decoded frames, reference logits."""
+
+    id: str
+    label: str
+    video: Path
+    frames: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Reference logits `[N, K]` of the evaluation set, by clip id, with true labels and the clips' digests."""
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    digests: tuple[str, ...]
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every hash verified, every path inside the folder."""
+
+    path: Path
+    manifest: Mapping[str, Any] = field(repr=False)
+    spec: ClipSpec
+
+    @property
+    def name(self) -> str:
+        """Name of the bundle, as exported."""
+        return str(self.manifest["name"])
+
+    @property
+    def runtime(self) -> str:
+        """The runner that executes it."""
+        return str(self.manifest["runtime"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return tuple(self.manifest["labels"])
+
+    @property
+    def artifact_mb(self) -> float:
+        """Size of the artifact's files in megabytes (10^6 bytes)."""
+        return sum((self.path / name).stat().st_size for name in self.manifest["artifact"]) / 1e6
+
+    def report(self) -> Report:
+        """The export's report.
+
+        Raises:
+            BundleError: The file is missing or malformed.
+        """
+        try:
+            return Report.from_dict(json.loads((self.path / "report.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as exc:  # InputError is a ValueError too
+            raise BundleError(f"{self.path / 'report.json'} cannot be read: {exc}; export the bundle again") from exc
+
+    def golden(self) -> list[GoldenClip]:
+        """The golden clips.
+
+        Raises:
+            BundleError: The golden set is malformed.
+        """
+        folder = self.path / "golden"
+        try:
+            entries = json.loads((folder / "golden.json").read_text())
+            logits = np.load(folder / "logits.npy", allow_pickle=False)
+            clips = [
+                GoldenClip(
+                    id=str(entry["id"]),
+                    label=str(entry["label"]),
+                    video=_inside(folder, entry["video"]),
+                    frames=np.load(_inside(folder, entry["frames"]), allow_pickle=False),
+                    logits=row,
+                )
+                for entry, row in zip(entries, logits, strict=True)
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise BundleError(f"{folder} is not a golden set: {exc}; export the bundle again") from exc
+        wanted = self.spec.clip_shape
+        for clip in clips:
+            if clip.frames.shape != wanted or clip.frames.dtype != np.uint8 or clip.logits.shape != (len(self.labels),):
+                raise BundleError(
+                    f"golden clip {clip.id!r} is {clip.frames.dtype} {clip.frames.shape}, not uint8 {wanted}"
+                )
+        return clips
+
+    def reference(self) -> ReferenceSet:
+        """The evaluation set's reference outputs.
+
+        Raises:
+            BundleError: The file is malformed.
+        """
+        file = self.path / "reference.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found = ReferenceSet(
+                    ids=tuple(str(i) for i in arrays["ids"]),
+                    labels=arrays["labels"].astype(np.int64),
+                    digests=tuple(str(d) for d in arrays["digests"]),
+                    logits=arrays["logits"].astype(np.float32),
+                )
+        except (OSError, ValueError, KeyError) as exc:
+            raise BundleError(f"{file} holds no reference outputs: {exc}; export the bundle again") from exc
+        n, k = len(found.ids), len(self.labels)
+        in_range = ((found.labels >= 0) & (found.labels < k)).all()
+        if found.labels.shape != (n,) or len(found.digests) != n or found.logits.shape != (n, k) or not in_range:
+            raise BundleError(f"{file} does not fit the {k} labels of the manifest; export the bundle again")
+        return found
+
+
+def clip_digest(clip: NDArray[np.uint8]) -> str:
+    """sha256 of a decoded clip's bytes: tells whether a device decoded the same pixels."""
+    return hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """`folder / name`, refused if it would leave the folder (by `..`, an absolute path or a link)."""
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        raise BundleError(f"{folder} names a file {name!r}, which is not a plain relative path")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not (folder / pure).resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder} points outside its folder, at {name!r}: refused")
+    return folder / pure
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    fields = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write `manifest.json` with the hash of every file of `folder`; last, since it seals the bundle."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
+    manifest = {"schema": SCHEMA, **fields}
+    manifest["files"] = {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
+    manifest["digest"] = _digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle and verify it.
+
+    Raises:
+        BundleError: No bundle there, another schema version, a file that is missing, changed, unlisted or outside.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    wanted = manifest["files"]
+    for name, digest in wanted.items():
+        file = _inside(folder, name)
+        if not file.is_file():
+            raise BundleError(f"{folder} lacks {name}, which its manifest lists: copy the bundle again")
+        if _sha256(file) != digest:
+            raise BundleError(f"{folder} is damaged: {name} has changed since the export; copy or export it again")
+    unlisted = [
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "manifest.json" and file.relative_to(folder).as_posix() not in wanted
+    ]
+    if unlisted:
+        raise BundleError(f"{folder} holds files that its manifest does not list, first {unlisted[0]!r}: remove them")
+    for name in manifest["artifact"]:
+        if name not in wanted:
+            raise BundleError(f"{folder} names the artifact {name!r}, which is not among its files")
+    try:
+        spec = ClipSpec.from_dict(manifest["spec"])
+    except InputError as exc:
+        raise BundleError(f"{folder} has a manifest that cannot be used: {exc}") from exc
+    return Bundle(path=folder, manifest=manifest, spec=spec)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / "manifest.json"
+    if not file.is_file():
+        what = "is not a folder" if not folder.is_dir() else "holds no manifest.json"
+        raise BundleError(f"{folder} is not a bundle: it {what}; `edgeact export` writes one")
+    if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{file} has {file.stat().st_size} bytes: no bundle has a manifest that large")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise BundleError(f"{file} is not JSON ({exc}): copy or export the bundle again") from exc
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleError(f"{file} has schema {found!r}, this edgeact reads schema {SCHEMA}")
+    for key, kind in _FIELDS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise BundleError(f"{file} has no usable {key!r}: it must be a {kind.__name__}")
+    if manifest["digest"] != _digest(manifest):
+        raise BundleError(f"{file} is damaged: it has changed since the export; copy or export the bundle again")
+    if not manifest["labels"] or not all(isinstance(label, str) for label in manifest["labels"]):
+        raise BundleError(f"{file} has labels that are not text")
+    for name in manifest["files"]:
+        _inside(folder, name)
+    return manifest
+
+
+@contextmanager
+def create_bundle(out: Path, name: str) -> Iterator[Path]:
+    """A folder to fill, renamed to `out/name` when the block ends well and removed when it does not.
+
+    An older bundle of that name is replaced in one rename; a folder that is no bundle is never touched.
+
+    Raises:
+        InputError: `out/name` exists and is no bundle, or `out` is a file.
+    """
+    final = out / name
+    if final.exists() and not (final / "manifest.json").is_file():
+        raise InputError(f"{final} exists and is not a bundle: it is left alone; choose another --out or --name")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    partial = out / f".{name}.{uuid.uuid4().hex[:8]}.partial"
+    old = partial.with_suffix(".old")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+    finally:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in made:  # folders that this call made and that hold nothing
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def write_golden(folder: Path, clips: Sequence[GoldenClip]) -> None:
+    """Write `golden/`: videos as they are, decoded frames and logits as .npy, and an index."""
+    golden = folder / "golden"
+    golden.mkdir()
+    entries = []
+    for i, clip in enumerate(clips):
+        video, frames = f"clip_{i}{clip.video.suffix}", f"clip_{i}.npy"
+        shutil.copyfile(clip.video, golden / video)
+        np.save(golden / frames, clip.frames, allow_pickle=False)
+        entries.append({"id": clip.id, "label": clip.label, "video": video, "frames": frames})
+    np.save(golden / "logits.npy", np.stack([clip.logits for clip in clips]), allow_pickle=False)
+    (golden / "golden.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def write_reference(folder: Path, reference: ReferenceSet) -> None:
+    """Write `reference.npz`."""
+    np.savez(
+        folder / "reference.npz",
+        ids=np.array(reference.ids),
+        labels=reference.labels,
+        digests=np.array(reference.digests),
+        logits=reference.logits,
+    )

@@ -1,0 +1,182 @@
+"""Checkpoints: safetensors with one JSON metadata field. Nothing is unpickled and nothing named inside is imported.
+
+weights.safetensors
+├── tensors      the model's state_dict
+└── metadata     {"edgeact": '{"version": 1, "model": …, "options": …, "spec": …, "labels": …, "training": …}'}
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeact.clip import ClipSpec
+from edgeact.errors import CheckpointError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "load_weights_",
+    "packaged_checkpoint",
+    "read_state_dict",
+    "save_checkpoint",
+]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained network and the contract it was trained under.
+
+    Attributes:
+        model: Registered name, or `package.module:factory` of a user's network (never imported from here).
+        options: Options of the preset, such as `width`.
+        spec: How a video becomes its input.
+        labels: Class names in the order of the logits.
+        training: Facts of the training run, free-form JSON; `curves` holds one row per epoch.
+        state: The state dict.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    spec: ClipSpec
+    labels: tuple[str, ...]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, "Tensor"] = field(repr=False)
+
+
+def packaged_checkpoint() -> Path:
+    """The checkpoint that ships with edgeact: a compact CSN trained on the synthetic motion set."""
+    return Path(__file__).parent / "packaged" / "ir_csn_26-motion.safetensors"
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`, beside it first and renamed when whole."""
+    save_file = _safetensors("save_file")
+    target = Path(path)
+    fields = {
+        "version": _VERSION,
+        "model": checkpoint.model,
+        "options": dict(checkpoint.options),
+        "spec": checkpoint.spec.to_dict(),
+        "labels": list(checkpoint.labels),
+        "training": dict(checkpoint.training),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata={"edgeact": json.dumps(fields)})
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint written by `save_checkpoint`.
+
+    Raises:
+        CheckpointError: No such file, not safetensors, or safetensors without edgeact's metadata.
+    """
+    safe_open = _safetensors("safe_open")
+    file = _existing(path)
+    try:
+        with safe_open(file, framework="pt") as reader:
+            metadata = (reader.metadata() or {}).get("edgeact")
+            state = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (no mapping: it has only keys())
+    except Exception as exc:  # safetensors raises its own SafetensorError, which derives from Exception alone
+        raise CheckpointError(f"{file} is not a safetensors checkpoint ({exc}); `edgeact train` writes one") from exc
+    if metadata is None:
+        raise CheckpointError(
+            f"{file} holds tensors but no edgeact metadata: give --model, and labels by --data, to use plain weights"
+        )
+    try:
+        fields = json.loads(metadata)
+        if fields["version"] != _VERSION:
+            raise CheckpointError(f"{file} has checkpoint version {fields['version']!r}, this edgeact reads {_VERSION}")
+        return Checkpoint(
+            model=str(fields["model"]),
+            options=dict(fields["options"]),
+            spec=ClipSpec.from_dict(fields["spec"]),
+            labels=tuple(str(label) for label in fields["labels"]),
+            training=dict(fields["training"]),
+            state=state,
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, InputError) as exc:
+        if isinstance(exc, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} has damaged edgeact metadata: {exc}") from exc
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, "Tensor"]:
+    """Plain weights: a safetensors file, or a `.pt`/`.pth` read with `weights_only` (no code in it runs).
+
+    A dictionary with one entry `state_dict` or `model` that is itself a dictionary is unwrapped, and the `module.`
+    prefix of DataParallel is dropped.
+
+    Raises:
+        CheckpointError: No such file, or it holds anything but tensors.
+    """
+    import torch
+
+    file = _existing(path)
+    try:
+        if file.suffix == ".safetensors":
+            loaded = _safetensors("load_file")(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as exc:  # torch.load raises UnpicklingError, RuntimeError, EOFError … by the kind of damage
+        detail = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise CheckpointError(f"{file} holds no weights that can be read safely ({detail})") from exc
+    for key in ("state_dict", "model", "model_state"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise CheckpointError(f"{file} is no state dict: it must map names to tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def load_weights_(model: "nn.Module", state: Mapping[str, "Tensor"], *, source: str) -> None:
+    """Copy `state` into `model`, every tensor of it.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message names the first difference.
+    """
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source} holds weights of another model: {len(missing)} tensors missing (first: "
+            f"{missing[0] if missing else 'none'}), {len(unknown)} unknown (first: {unknown[0] if unknown else 'none'})"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise CheckpointError(
+                f"{source} holds weights of another model: {name} has shape {tuple(state[name].shape)}, "
+                f"the model wants {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(dict(state))
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(
+            f"checkpoint {file} " + ("is a folder, not a file" if file.is_dir() else "does not exist")
+        )
+    return file
+
+
+def _safetensors(name: str) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as exc:
+        raise MissingDependencyError("safetensors", "export", "reading or writing a checkpoint") from exc
+    return getattr(safetensors.torch, name, None) or getattr(safetensors, name)

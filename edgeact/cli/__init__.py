@@ -1,0 +1,66 @@
+"""The command line: one verb per file, data on stdout, everything else on stderr.
+
+Exit status: 0 held (or done), 1 fell short of a gate, 2 usage or input error.
+"""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from edgeact.errors import EdgeactError
+
+__all__ = ["main"]
+
+_VERBS = ("export", "models", "run", "targets", "train", "validate")
+
+
+class _Verbs(click.Group):
+    """Imports a verb's file when it is asked for, so that `--help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"edgeact.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="edgeact")
+def _edgeact() -> None:
+    """Ship action-recognition networks to edge devices, and prove that nothing was lost on the way."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; a user's mistake is one line on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a terminated export cleans up like an interrupted one
+    try:
+        status = _edgeact.main(args=arguments, prog_name="edgeact", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as exc:
+        _fail(exc.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted: nothing half-written was left behind")
+    except EdgeactError as exc:
+        _fail(str(exc))
+    except OSError as exc:
+        _fail(f"{exc.strerror or exc}" + (f": {exc.filename}" if exc.filename else ""))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(2)

@@ -1,0 +1,141 @@
+"""Which network a command means: a checkpoint, public weights, a registered name, or a user's factory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeact.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_weights_,
+    packaged_checkpoint,
+    read_state_dict,
+)
+from edgeact.cli._options import make_spec
+from edgeact.clip import ClipSpec
+from edgeact.data import open_dataset
+from edgeact.errors import CheckpointError, InputError, MissingDependencyError
+from edgeact.evaluate import dataset_root
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Network", "find_network", "require_torch"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model with its contract. `notes` say what a reader of its report must know."""
+
+    model: "nn.Module"
+    name: str
+    options: Mapping[str, Any]
+    spec: ClipSpec
+    labels: tuple[str, ...] | None
+    training: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def find_network(
+    *,
+    name: str | None,
+    checkpoint: str | None,
+    options: dict[str, Any],
+    num_classes: int | None,
+    data: str,
+    given: dict[str, Any],
+    progress: bool = False,
+) -> Network:
+    """The network that `--model` and `--checkpoint` name; without either, the packaged checkpoint.
+
+    Args:
+        given: The command's remaining options; those of the ClipSpec are taken out.
+
+    Raises:
+        InputError: The two do not fit each other, or what they name cannot be used.
+    """
+    require_torch()
+    if checkpoint is None and name is not None:
+        return _untrained(name, options, num_classes, data, given, progress)
+    file = Path(checkpoint) if checkpoint is not None else packaged_checkpoint()
+    if file.suffix in {".pt", ".pth", ".tar", ".bin"}:
+        return _public(file, name, options, num_classes, data, given, progress)
+    return _trained(load_checkpoint(file), file, name, options, given)
+
+
+def require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as exc:
+        raise MissingDependencyError("torch", "export", "building a network") from exc
+
+
+def _trained(
+    checkpoint: Checkpoint, file: Path, name: str | None, options: dict[str, Any], given: dict[str, Any]
+) -> Network:
+    from edgeact.models import build_model
+
+    if name is not None and name != checkpoint.model:
+        raise CheckpointError(f"{file} holds a {checkpoint.model!r}, not a {name!r}: leave --model out, or correct it")
+    if name is None and ":" in checkpoint.model:
+        raise CheckpointError(f"{file} names code of its own: allow it with --model {checkpoint.model}")
+    if options:
+        raise InputError(f"{file} fixes the model's options ({dict(checkpoint.options)}): leave --option out")
+    spec = make_spec(checkpoint.spec, given)
+    model = build_model(checkpoint.model, num_classes=len(checkpoint.labels), options=checkpoint.options)
+    load_weights_(model, checkpoint.state, source=str(file))
+    changed = () if spec == checkpoint.spec else ("the ClipSpec differs from the checkpoint's: it was changed here",)
+    return Network(model, checkpoint.model, checkpoint.options, spec, checkpoint.labels, checkpoint.training, changed)
+
+
+def _classes(data: str, num_classes: int | None, progress: bool) -> int:
+    if num_classes is not None:
+        return num_classes
+    return len(open_dataset(dataset_root(data, progress=progress), split="all").labels)
+
+
+def _start_spec(name: str) -> ClipSpec:
+    from edgeact.models import default_spec
+
+    return ClipSpec() if ":" in name else default_spec(name)
+
+
+def _untrained(
+    name: str, options: dict[str, Any], num_classes: int | None, data: str, given: dict[str, Any], progress: bool
+) -> Network:
+    from edgeact.models import build_model, options_for_spec
+
+    spec = make_spec(_start_spec(name), given)
+    if ":" not in name:
+        options = options_for_spec(name, spec) | options
+    model = build_model(name, num_classes=_classes(data, num_classes, progress), options=options)
+    note = "no checkpoint was given: the weights are what the factory returns; accuracy is that of untrained weights"
+    return Network(model, name, options, spec, None, {}, (note,))
+
+
+def _public(
+    file: Path,
+    name: str | None,
+    options: dict[str, Any],
+    num_classes: int | None,
+    data: str,
+    given: dict[str, Any],
+    progress: bool,
+) -> Network:
+    """Plain weights: a user's own state dict, or a public checkpoint whose keys are converted."""
+    from edgeact.models import convert_public
+
+    if name is None:
+        raise InputError(f"{file} holds weights alone: give --model (see `edgeact models`)")
+    state = read_state_dict(file)
+    network = _untrained(name, options, num_classes, data, given, progress)
+    if set(network.model.state_dict()) != set(state):
+        converted = convert_public(name, state)
+        return _converted(file, name, network, converted, given)
+    load_weights_(network.model, state, source=str(file))
+    return Network(network.model, name, network.options, network.spec, None, {})
+
+
+def _converted(file: Path, name: str, network: Network, converted: Any, given: dict[str, Any]) -> Network:
+    raise NotImplementedError

@@ -1,0 +1,122 @@
+"""Options that several verbs share, and what they make: a ClipSpec, a Report on stdout."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeact.clip import ClipSpec
+from edgeact.errors import InputError
+from edgeact.parity import Gates, Report
+
+__all__ = ["gate_options", "make_gates", "make_spec", "parse_options", "print_report", "spec_options"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _apply(options: list[Any]) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+spec_options = _apply(
+    [
+        click.option("--frames", type=int, help="Frames of a clip."),
+        click.option("--stride", type=int, help="Take every k-th frame of the video."),
+        click.option("--fps", type=float, help="Take frames at this rate, by their timestamps (replaces --stride)."),
+        click.option("--short-side", type=int, help="Resize the shorter side to this many pixels."),
+        click.option("--crop", metavar="HxW", help="Centre crop in pixels: 112 or 112x112."),
+        click.option("--mean", metavar="R,G,B", help="Per-channel mean, on the scale 0..1."),
+        click.option("--std", metavar="R,G,B", help="Per-channel standard deviation, on the scale 0..1."),
+    ]
+)
+
+gate_options = _apply(
+    [
+        click.option("--min-sqnr", type=float, metavar="DB", help="Lowest SQNR against the reference, in dB."),
+        click.option("--min-agreement", type=float, metavar="SHARE", help="Lowest share of clips with the same top-1."),
+        click.option("--max-drop", type=float, metavar="PT", help="Most top-1 points that may be lost."),
+        click.option("--max-fallback", type=int, metavar="N", help="Most compute ops outside the fast kernels."),
+        click.option("--min-speedup", type=float, metavar="X", help="Lowest speed-up against PyTorch eager."),
+    ]
+)
+
+
+def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
+    """`base` with what the command line gave; takes the `spec_options` out of `given`."""
+    names = {"frames": "frames", "stride": "frame_stride", "fps": "sample_fps", "short_side": "short_side"}
+    fields = base.to_dict()
+    taken = {option: given.pop(option) for option in ("frames", "stride", "fps", "short_side", "crop", "mean", "std")}
+    for option, name in names.items():
+        if taken[option] is not None:
+            fields[name] = taken[option]
+    if taken["stride"] is not None and taken["fps"] is None:
+        fields["sample_fps"] = None
+    if taken["stride"] is not None and taken["fps"] is not None:
+        raise InputError("--stride and --fps are two ways to sample one video: give one of them")
+    if taken["crop"] is not None:
+        height, _, width = taken["crop"].partition("x")
+        if not height.isdigit() or not (width.isdigit() or not width):
+            raise InputError(f"--crop {taken['crop']!r}: write 112 or 112x160 (height x width, in pixels)")
+        fields["crop_height"], fields["crop_width"] = int(height), int(width or height)
+    for name in ("mean", "std"):
+        if taken[name] is not None:
+            try:
+                fields[name] = [float(value) for value in taken[name].split(",")]
+            except ValueError as exc:
+                raise InputError(f"--{name} {taken[name]!r}: write three numbers, as 0.45,0.45,0.45") from exc
+    return ClipSpec.from_dict(fields)
+
+
+def make_gates(base: Gates, given: dict[str, Any]) -> Gates:
+    """`base` with what the command line gave; takes the `gate_options` out of `given`."""
+    names = {
+        "min_sqnr": "min_sqnr_db",
+        "min_agreement": "min_agreement",
+        "max_drop": "max_drop_pt",
+        "max_fallback": "max_fallback",
+        "min_speedup": "min_speedup",
+    }
+    fields = {field: getattr(base, field) for field in names.values()}
+    for option, field in names.items():
+        value = given.pop(option)
+        if value is not None:
+            fields[field] = value
+    return Gates(**fields)
+
+
+def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`("width=0.5", "version=v2")` to a dictionary; values are JSON where they parse as such, else text."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"--option {pair!r}: write it as name=value, such as width=0.5")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def print_report(report: Report, *, as_json: bool, html: Path | None) -> int:
+    """The report on stdout, and the exit status it stands for: 0 held, 1 fell short."""
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        from rich.console import Console
+
+        from edgeact.report import print_table
+
+        console = Console()
+        print_table(report, console)
+        console.print(f"bundle  {report.bundle}", soft_wrap=True, highlight=False)
+        if html is not None:
+            console.print(f"report  {html}", soft_wrap=True, highlight=False)
+    return 0 if report.held else 1

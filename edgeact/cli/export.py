@@ -1,0 +1,73 @@
+"""`edgeact export`: a network to a proven bundle."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from edgeact.cli._options import gate_options, make_gates, parse_options, print_report, spec_options
+
+__all__ = ["command"]
+
+
+@click.command("export")
+@click.option("--target", required=True, help="Where it must run: see `edgeact targets`.")
+@click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
+@click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16.")
+@click.option("--data", default="motion", show_default=True, help="Labelled videos; `motion` is the synthetic set.")
+@click.option("--out", default="bundles", show_default=True, metavar="DIR", help="Folder of bundles.")
+@click.option("--name", help="Name of the bundle.  [default: MODEL-TARGET-PRECISION]")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
+@click.option(
+    "--num-classes", type=click.IntRange(1), help="Classes of an untrained model.  [default: those of --data]"
+)
+@click.option("--clips", type=click.IntRange(1), help="Most clips to compare, even over the classes.  [default: all]")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Latency rounds.")
+@click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used, instead of failing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@spec_options
+@gate_options
+def command(
+    target: str, precision: str, data: str, out: str, skip_corrupt: bool, quiet: bool, as_json: bool, **given: Any
+) -> int:
+    """Export a network for a target, prove it, and write a bundle.
+
+    Exits with 1 when the exported model falls short of a gate; the bundle is kept, and its report says why.
+    """
+    from edgeact.cli._model import find_network
+    from edgeact.export import export
+    from edgeact.parity import Gates
+    from edgeact.targets import check_precision
+
+    check_precision(target, precision)
+    gates = make_gates(Gates.defaults(precision), given)
+    network = find_network(
+        name=given.pop("model"),
+        checkpoint=given.pop("checkpoint"),
+        options=parse_options(given.pop("options")),
+        num_classes=given.pop("num_classes"),
+        data=data,
+        given=given,
+        progress=not quiet,
+    )
+    on_corrupt: Literal["skip", "error"] = "skip" if skip_corrupt else "error"
+    bundle = export(
+        network.model,
+        target=target,
+        spec=network.spec,
+        precision=precision,
+        data=data,
+        out=out,
+        labels=network.labels,
+        model_name=network.name,
+        facts={"options": dict(network.options), "training": dict(network.training)},
+        notes=network.notes,
+        gates=gates,
+        on_corrupt=on_corrupt,
+        progress=not quiet,
+        **given,
+    )
+    return print_report(bundle.report(), as_json=as_json, html=Path(bundle.path) / "report.html")

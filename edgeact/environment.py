@@ -1,0 +1,42 @@
+"""Facts of the machine and the tools, which every measurement carries."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["cpu_name", "describe_environment", "today"]
+
+_TOOLS = ("edgeact", "torch", "openvino", "onnx", "numpy", "av")
+
+
+def cpu_name() -> str:
+    """Model name of the processor, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe_environment() -> dict[str, str]:
+    """Processor, cores, system, Python, and the version of each tool that is installed."""
+    facts = {
+        "cpu": cpu_name(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    for tool in _TOOLS:
+        try:
+            facts[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            facts[tool] = "not installed"
+    return facts
+
+
+def today() -> str:
+    """The date and time of a measurement, UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

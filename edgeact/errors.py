@@ -1,0 +1,66 @@
+"""Every error edgeact raises on purpose.
+
+EdgeactError
+├── InputError (ValueError)            what the user gave cannot be used; the command line exits with 2
+│   ├── UnknownNameError (LookupError) a model, target, precision … that does not exist
+│   ├── VideoError                     a file that holds no usable video
+│   ├── CheckpointError                a file that is no checkpoint, or one of another model
+│   └── BundleError                    a bundle that is damaged, hostile or of another version
+├── MissingDependencyError (ImportError)  an optional package is absent; the message names the extra
+└── ToolchainError (RuntimeError)      a vendor's converter or runtime failed
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "EdgeactError",
+    "InputError",
+    "MissingDependencyError",
+    "ToolchainError",
+    "UnknownNameError",
+    "VideoError",
+]
+
+
+class EdgeactError(Exception):
+    """Anything edgeact reports on purpose; the message is one line a user can act on."""
+
+
+class InputError(EdgeactError, ValueError):
+    """What the user gave cannot be used."""
+
+
+class UnknownNameError(InputError, LookupError):
+    """A name that is not registered; the message suggests the closest one and never substitutes it."""
+
+    def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        names = sorted(allowed)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"unknown {kind} {name!r}: {hint}allowed: {', '.join(names)}")
+
+
+class VideoError(InputError):
+    """A file that holds no usable video."""
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, or a checkpoint of another model."""
+
+
+class BundleError(InputError):
+    """A bundle that is damaged, hostile or of another schema version."""
+
+
+class MissingDependencyError(EdgeactError, ImportError):
+    """An optional package is absent; the message names the extra that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'edgeact[{extra}]'")
+
+
+class ToolchainError(EdgeactError, RuntimeError):
+    """A vendor's converter or runtime failed; the message carries its own words."""

@@ -1,0 +1,131 @@
+"""The evaluation set through a model: which clips, and one pass over them.
+
+Clips stream from the decoder's cache, so memory does not grow with the number of videos.
+
+Shapes: N clips, K classes; a clip is uint8 `[1, T, H, W, 3]` where it meets a model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact.bundle import clip_digest
+from edgeact.clip import ClipSpec
+from edgeact.data import Sample, VideoDataset, cache_dir, iter_clips, open_dataset
+from edgeact.errors import InputError
+from edgeact.motion import motion_set
+
+__all__ = ["MOTION", "EvaluationSet", "Outputs", "balanced", "dataset_root", "run_model"]
+
+MOTION = "motion"  # the name of the synthetic set where a folder is asked for
+
+OnCorrupt = Literal["skip", "error"]
+
+
+def dataset_root(data: str | Path, *, progress: bool = False) -> Path:
+    """The folder that `--data` names; `motion` is the synthetic motion set, made in the cache when absent."""
+    return motion_set(progress=progress) if str(data) == MOTION else Path(data)
+
+
+def balanced(dataset: VideoDataset, clips: int | None) -> VideoDataset:
+    """At most `clips` samples, as even over the classes as they come, in the dataset's order; None keeps all.
+
+    Raises:
+        InputError: `clips` is less than one per class.
+    """
+    if clips is None or clips >= len(dataset.samples):
+        return dataset
+    if clips < len(dataset.labels):
+        raise InputError(f"--clips {clips} is fewer than the {len(dataset.labels)} classes: give at least one each")
+    seen = [0] * len(dataset.labels)
+    ranked = []
+    for sample in dataset.samples:
+        ranked.append((seen[sample.label], sample))
+        seen[sample.label] += 1
+    chosen = {sample.id for _, sample in sorted(ranked, key=lambda pair: pair[0])[:clips]}
+    return replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.id in chosen))
+
+
+@dataclass
+class EvaluationSet:
+    """The clips on which models are compared; iterating decodes (or reads the cache) in order.
+
+    `notes` and `skipped` fill while iterating.
+    """
+
+    dataset: VideoDataset
+    spec: ClipSpec
+    on_corrupt: OnCorrupt = "error"
+    cache: Path | None = field(default_factory=cache_dir)
+    progress: bool = False
+    notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(
+        cls,
+        data: str | Path,
+        spec: ClipSpec,
+        *,
+        labels: tuple[str, ...] | None,
+        clips: int | None = None,
+        split: Literal["train", "test", "all"] = "test",
+        on_corrupt: OnCorrupt = "error",
+        progress: bool = False,
+    ) -> "EvaluationSet":
+        """Open the held-out part of `data`: a folder, or `motion`."""
+        dataset = balanced(open_dataset(dataset_root(data, progress=progress), split=split, labels=labels), clips)
+        return cls(dataset, spec, on_corrupt=on_corrupt, progress=progress)
+
+    def __iter__(self) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
+        self.notes.clear()
+        self.skipped.clear()
+        for sample, clip in iter_clips(
+            self.dataset,
+            self.spec,
+            on_corrupt=self.on_corrupt,
+            cache=self.cache,
+            progress=self.progress,
+            skipped=self.skipped,
+            notes=self.notes,
+        ):
+            yield sample, clip[None]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits `[N, K]` of one pass with the clips they belong to."""
+
+    samples: tuple[Sample, ...]
+    digests: tuple[str, ...]
+    logits: NDArray[np.float32]
+
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """True classes `[N]`."""
+        return np.array([sample.label for sample in self.samples], np.int64)
+
+
+def run_model(
+    model: Callable[[NDArray[np.uint8]], NDArray[Any]], clips: Iterable[tuple[Sample, NDArray[np.uint8]]]
+) -> Outputs:
+    """Run every clip through `model`, which maps uint8 `[1, T, H, W, 3]` to `[1, K]`.
+
+    Raises:
+        InputError: The model returns another shape, or values that are not finite.
+    """
+    samples, digests, rows = [], [], []
+    for sample, clip in clips:
+        logits = np.asarray(model(clip))
+        if logits.ndim != 2 or logits.shape[0] != 1:
+            raise InputError(f"the model maps one clip to shape {logits.shape}: it must return logits [1, K]")
+        if not np.isfinite(logits).all():
+            raise InputError(f"the model's output for {sample.id} is not finite (NaN or infinity)")
+        samples.append(sample)
+        digests.append(clip_digest(clip))
+        rows.append(logits[0].astype(np.float32))
+    return Outputs(tuple(samples), tuple(digests), np.stack(rows))

@@ -1,0 +1,30 @@
+"""Peak memory of running a bundle, read in a process of its own: `python -m edgeact.runtime._memory ARTIFACT…`."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgeact.clip import ClipSpec
+from edgeact.runtime import load_runner
+
+__all__ = ["peak_memory_mb"]
+
+
+def peak_memory_mb(runtime: str, folder: Path, spec: ClipSpec, threads: int) -> float | None:
+    """Peak resident megabytes (10^6 bytes) of a fresh process that loads the artifact and runs two clips."""
+    command = [sys.executable, "-m", "edgeact.runtime._memory", runtime, str(folder), json.dumps(spec.to_dict())]
+    done = subprocess.run([*command, str(threads)], capture_output=True, text=True, check=False)
+    return float(done.stdout) if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    clip_spec = ClipSpec.from_dict(json.loads(sys.argv[3]))
+    runner = load_runner(sys.argv[1], Path(sys.argv[2]), clip_spec, int(sys.argv[4]))
+    for _ in range(2):
+        runner(np.zeros((1, *clip_spec.clip_shape), np.uint8))
+    # ru_maxrss counts KiB on Linux and bytes on macOS (getrusage(2) of each)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)

@@ -1,0 +1,74 @@
+"""BatchNorm folded into the convolution or linear before it: the first rewriting of every export.
+
+In inference BatchNorm is an affine map per channel, so for y = gamma * (conv(x; W, b) - mu) / sqrt(var + eps) + beta
+
+    W' = W * s        b' = (b - mu) * s + beta        s = gamma / sqrt(var + eps)
+
+(Jacob et al. 2018, section 3.2; `torch.nn.utils.fusion` does the arithmetic). It works on the exported ATen graph, so
+it finds the pair in any network, whatever its modules are called. A BatchNorm after anything else stays as it is.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+__all__ = ["fold_batch_norm"]
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
+
+
+def fold_batch_norm(graph: fx.GraphModule) -> int:
+    """Fold every BatchNorm of `graph` that alone consumes a convolution or linear; in place.
+
+    Args:
+        graph: `ExportedProgram.module()` of a network in eval mode.
+
+    Returns:
+        How many were folded.
+    """
+    folded = 0
+    for norm in list(graph.graph.nodes):
+        if norm.target is not _aten.batch_norm.default:
+            continue
+        producer = norm.args[0]
+        foldable = producer.target in _CONVOLUTIONS or producer.target is _aten.linear.default
+        training = norm.args[5]
+        if foldable and not training and len(producer.users) == 1 and _weights_are_its_own(producer):
+            _fold(graph, producer, norm)
+            folded += 1
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return folded
+
+
+def _weights_are_its_own(producer: fx.Node) -> bool:
+    """A weight that two layers share must not be scaled for one of them."""
+    weights = [argument for argument in producer.args[1:3] if isinstance(argument, fx.Node)]
+    return all(weight.op == "get_attr" and len(weight.users) == 1 for weight in weights)
+
+
+def _tensor(graph: fx.GraphModule, argument: Any) -> Any:
+    return operator.attrgetter(argument.target)(graph) if isinstance(argument, fx.Node) else argument
+
+
+def _fold(graph: fx.GraphModule, producer: fx.Node, norm: fx.Node) -> None:
+    weight = _tensor(graph, producer.args[1])
+    bias = _tensor(graph, producer.args[2] if len(producer.args) > 2 else None)
+    gamma, beta, mean, variance = (_tensor(graph, argument) for argument in norm.args[1:5])
+    eps: Any = norm.args[7]
+    fuse = fuse_linear_bn_weights if producer.target is _aten.linear.default else fuse_conv_bn_weights
+    new_weight, new_bias = fuse(weight, bias, mean, variance, eps, gamma, beta)
+    assert isinstance(producer.args[1], fx.Node)
+    name = f"{producer.name}_folded"
+    graph.register_parameter(f"{name}_weight", nn.Parameter(new_weight.detach(), requires_grad=False))
+    graph.register_parameter(f"{name}_bias", nn.Parameter(new_bias.detach(), requires_grad=False))
+    with graph.graph.inserting_before(producer):
+        new = [graph.graph.get_attr(f"{name}_{part}") for part in ("weight", "bias")]
+    producer.args = (producer.args[0], *new, *producer.args[3:])
+    norm.replace_all_uses_with(producer)
+    graph.graph.erase_node(norm)

@@ -1,0 +1,41 @@
+"""The targets: one file each, found by its name."""
+
+import importlib
+from pathlib import Path
+
+from edgeact.errors import InputError, UnknownNameError
+from edgeact.targets._target import Target
+
+__all__ = ["Target", "check_precision", "get_target", "list_targets"]
+
+
+def list_targets() -> list[str]:
+    """Names that `--target` takes: the files of this folder."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def get_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if name not in list_targets():
+        raise UnknownNameError("target", name, list_targets())
+    target: Target = importlib.import_module(f"edgeact.targets.{name}").TARGET
+    return target
+
+
+def check_precision(target: str, precision: str) -> None:
+    """Refuse a precision that the target does not have.
+
+    Raises:
+        UnknownNameError: It is not a precision at all.
+        InputError: It is one, but not of this target.
+    """
+    every = {"fp32", "fp16", "int8"}
+    allowed = get_target(target).precisions
+    if precision not in every:
+        raise UnknownNameError("precision", precision, allowed)
+    if precision not in allowed:
+        raise InputError(f"target {target!r} does not export {precision}: allowed: {', '.join(allowed)}")

@@ -1,0 +1,54 @@
+"""OpenVINO on CPUs: an IR with the uint8 clip as input and the normalisation inside the graph.
+
+The CPU plugin has Conv3d, depthwise Conv3d and 3-D pooling kernels (oneDNN's brgconv), so the volumetric form is the
+fastest there. fp16 means weights stored as fp16; the CPU computes in fp32 either way (INFERENCE_PRECISION_HINT in the
+runner), so an fp16 bundle is half the size at the same speed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeact.errors import MissingDependencyError, ToolchainError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["TARGET", "OpenVINO"]
+
+
+class OpenVINO:
+    """`model.xml` and `model.bin`."""
+
+    summary = "Intel and AMD CPUs, through OpenVINO"
+    precisions = ("fp32", "fp16")
+    form = "volumetric"
+    runtime = "openvino"
+
+    def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
+        """Convert, fix the shapes, and save; see `Target.compile`."""
+        with _toolchain():
+            import openvino as ov
+
+            model = ov.convert_model(program)
+            shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "clip")
+            model.reshape({model.input(0): list(shape.meta["val"].shape)})
+            model.input(0).get_tensor().set_names({"clip"})
+            model.output(0).get_tensor().set_names({"logits"})
+            ov.save_model(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
+
+
+@contextmanager
+def _toolchain() -> Iterator[None]:
+    """OpenVINO's exceptions in edgeact's words; it raises RuntimeError and subclasses of it."""
+    try:
+        yield
+    except ImportError as exc:
+        raise MissingDependencyError("openvino", "openvino", "exporting to openvino") from exc
+    except RuntimeError as exc:
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        raise ToolchainError(f"OpenVINO could not convert this network: {lines[-1] if lines else exc!r}") from exc
+
+
+TARGET = OpenVINO()
