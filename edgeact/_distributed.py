@@ -11,11 +11,11 @@ import os
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # differentiable, unlike dist.all_reduce
 
 __all__ = ["process_group", "synchronize_batch_norm_"]
 
@@ -36,11 +36,28 @@ def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
 def synchronize_batch_norm_(model: nn.Module, device: torch.device) -> nn.Module:
     """Make every BatchNorm of `model` use the statistics of all processes' clips while training."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return synchronized
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = types.MethodType(_global_batch_norm, module)  # type: ignore[method-assign]
     return model
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """`dist.all_reduce` that autograd knows: every process's loss depends on every process's sum."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total
 
 
 def _global_batch_norm(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
@@ -50,7 +67,8 @@ def _global_batch_norm(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Te
         )
     dims = [0, *range(2, x.ndim)]
     count = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype)
-    sums = all_reduce(torch.cat([x.sum(dims), (x * x).sum(dims), count]))
+    local = torch.cat([x.sum(dims), (x * x).sum(dims), count])
+    sums: Tensor = _SumOverProcesses.apply(local)  # type: ignore[no-untyped-call]
     channels, total = x.shape[1], sums[-1]
     mean = sums[:channels] / total
     var = sums[channels:-1] / total - mean * mean

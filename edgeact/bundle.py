@@ -106,7 +106,8 @@ class Bundle:
     @property
     def artifact_mb(self) -> float:
         """Size of the artifact's files in megabytes (10^6 bytes)."""
-        return sum((self.path / name).stat().st_size for name in self.manifest["artifact"]) / 1e6
+        sizes: list[int] = [(self.path / name).stat().st_size for name in self.manifest["artifact"]]
+        return sum(sizes) / 1e6
 
     def report(self) -> Report:
         """The export's report.

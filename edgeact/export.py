@@ -1,4 +1,4 @@
-"""From a network to a proven bundle, top to bottom:
+"""From a network to a proven bundle, top to bottom.
 
     model (eval) ─► reference logits ─► torch.export ─► BN folded ─► [lowered] ─► target.compile ─► parity ─► bundle
          fp32 rung                                    folded rung                  artifact rung
@@ -9,7 +9,8 @@ Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a ui
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from edgeact.environment import cpu_name, describe_environment, today
 from edgeact.errors import InputError, ToolchainError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
-from edgeact.parity import Gates, Report, compare_accuracy, judge, ladder
+from edgeact.parity import Accuracy, Gates, Report, compare_accuracy, judge, ladder
 from edgeact.runtime import Runner, load_runner
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import Target, check_precision, get_target
@@ -49,7 +50,7 @@ _GOLDEN_CLIPS = 4
 _LADDER_CLIPS = 16
 _FLIPPED_CLIPS_SHOWN = 24
 
-Call = Any  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
+Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
 
 
 def export(
@@ -110,7 +111,7 @@ def export(
     if not name or Path(name).name != name or name.startswith("."):
         raise InputError(f"a bundle cannot be named {name!r}: give a plain folder name")
     evaluation = EvaluationSet.open(
-        data,
+        os.fspath(data),
         spec,
         labels=tuple(labels) if labels is not None else None,
         clips=clips,
@@ -125,22 +126,18 @@ def export(
         if reference.logits.shape[1] != len(class_names):
             raise InputError(f"the model has {reference.logits.shape[1]} outputs, the data {len(class_names)} classes")
         folded = _fold(model, spec)
-        program = _export_uint8(folded, spec)
-        chosen.compile(program, folder, precision)
-        artifact_files = sorted(file.name for file in folder.iterdir())
+        chosen.compile(_export_uint8(folded, spec), folder, precision)
+        files = sorted(file.name for file in folder.iterdir())
         runner = load_runner(chosen.runtime, folder, spec, threads)
         artifact = run_model(runner, evaluation)
 
-        steps = _ladder_indices(reference)
-        picked = [reference.samples[i] for i in steps]
-        chosen_clips = _clips_of(evaluation, picked)
-        numerics = ladder(
-            [
-                ("fp32", reference.logits[steps]),
-                ("folded", run_model(_eager(folded, spec), chosen_clips).logits),
-                ("artifact", artifact.logits[steps]),
-            ]
-        )
+        rungs: list[tuple[str, Call]] = [
+            ("fp32", _eager(model, spec)),
+            ("folded", _eager(folded, spec)),
+            ("artifact", runner),
+        ]
+        clips_shown = _clips_of(evaluation, _spread(reference.samples))
+        numerics = ladder([(rung, run_model(call, clips_shown).logits) for rung, call in rungs])
         accuracy = compare_accuracy(
             reference.logits,
             artifact.logits,
@@ -149,7 +146,7 @@ def export(
             labels=class_names,
             max_drop_pt=gates.max_drop_pt,
         )
-        latency = _latency(model, runner, chosen, folder, spec, chosen_clips[0][1], threads, rounds)
+        latency = _latency(model, runner, chosen, folder, spec, clips_shown[0][1], threads, rounds)
         placement = runner.placement()
         failures = judge(gates, numerics, accuracy, latency, placement)
         report = Report(
@@ -161,9 +158,9 @@ def export(
             held=not failures,
             failures=failures,
             artifact={
-                "files": artifact_files,
-                "size_mb": sum((folder / file).stat().st_size for file in artifact_files) / 1e6,
-                "checkpoint_mb": sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6,
+                "files": files,
+                "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6,
+                "weights_fp32_mb": sum(4 * p.numel() for p in model.parameters()) / 1e6,
             },
             numerics=numerics,
             accuracy=accuracy,
@@ -174,25 +171,9 @@ def export(
             environment=describe_environment(),
             date=today(),
         )
-        write_golden(folder, _golden(reference, chosen_clips, class_names))
-        write_reference(
-            folder,
-            ReferenceSet(
-                tuple(sample.id for sample in reference.samples), reference.truth, reference.digests, reference.logits
-            ),
-        )
-        flipped = {flip.clip for flip in accuracy.flips[:_FLIPPED_CLIPS_SHOWN]}
-        frames = _clips_of(evaluation, [sample for sample in reference.samples if sample.id in flipped])
-        training = dict((facts or {}).get("training", {}))
-        (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-        from edgeact.report import write_html
-
-        write_html(
-            report,
-            folder / "report.html",
-            clip_frames={sample.id: clip[0] for sample, clip in frames},
-            curves=training.get("curves", ()),
-        )
+        write_golden(folder, _golden(reference, clips_shown, class_names))
+        write_reference(folder, _reference_set(reference))
+        _write_report(report, folder, evaluation, dict((facts or {}).get("training", {})).get("curves", ()))
         write_manifest(
             folder,
             {
@@ -202,7 +183,7 @@ def export(
                 "precision": precision,
                 "form": chosen.form,
                 "runtime": chosen.runtime,
-                "artifact": artifact_files,
+                "artifact": files,
                 "spec": spec.to_dict(),
                 "labels": list(class_names),
                 "io": _io(spec, len(class_names)),
@@ -218,6 +199,24 @@ def export(
             },
         )
     return open_bundle(Path(out) / name)
+
+
+def _reference_set(outputs: Outputs) -> ReferenceSet:
+    return ReferenceSet(tuple(sample.id for sample in outputs.samples), outputs.truth, outputs.digests, outputs.logits)
+
+
+def _write_report(
+    report: Report, folder: Path, evaluation: EvaluationSet, curves: Sequence[Mapping[str, float]]
+) -> None:
+    """`report.json`, and `report.html` with the frames of the clips that flipped."""
+    from edgeact.report import write_html
+
+    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    flips = report.accuracy.flips if isinstance(report.accuracy, Accuracy) else ()
+    flipped = {flip.clip for flip in flips[:_FLIPPED_CLIPS_SHOWN]}
+    clips = _clips_of(evaluation, [sample for sample in evaluation.dataset.samples if sample.id in flipped])
+    frames = {sample.id: clip[0] for sample, clip in clips}
+    write_html(report, folder / "report.html", clip_frames=frames, curves=curves)
 
 
 def _eager(module: "nn.Module", spec: ClipSpec) -> Call:
@@ -281,8 +280,8 @@ def _export_uint8(network: "nn.Module", spec: ClipSpec) -> "ExportedProgram":
             super().__init__()
             scale, offset = (torch.from_numpy(array).view(3, 1, 1, 1) for array in scale_and_offset(spec))
             self.network = network
-            self.register_buffer("scale", scale)
-            self.register_buffer("offset", offset)
+            self.scale = torch.nn.Buffer(scale)
+            self.offset = torch.nn.Buffer(offset)
 
         def forward(self, clip: torch.Tensor) -> torch.Tensor:
             x_BCTHW = clip.permute(0, 4, 1, 2, 3).float()
@@ -293,14 +292,14 @@ def _export_uint8(network: "nn.Module", spec: ClipSpec) -> "ExportedProgram":
         return torch.export.export(Uint8Input(), (torch.zeros((1, *spec.clip_shape), dtype=torch.uint8),))
 
 
-def _ladder_indices(outputs: Outputs) -> list[int]:
-    """A few clips for the rungs, spread over the classes: the first of every class, then the second …"""
-    seen: dict[int, int] = {}
+def _spread(samples: Sequence[Sample]) -> list[Sample]:
+    """A few samples for the rungs, spread over the classes: the first of every class, then the second …."""
+    seen: Counter[int] = Counter()
     ranked = []
-    for i, sample in enumerate(outputs.samples):
-        seen[sample.label] = seen.get(sample.label, -1) + 1
+    for i, sample in enumerate(samples):
         ranked.append((seen[sample.label], i))
-    return [i for _, i in sorted(ranked)[:_LADDER_CLIPS]]
+        seen[sample.label] += 1
+    return [samples[i] for _, i in sorted(ranked)[:_LADDER_CLIPS]]
 
 
 def _clips_of(evaluation: EvaluationSet, samples: Sequence[Sample]) -> list[tuple[Sample, NDArray[np.uint8]]]:

@@ -266,7 +266,7 @@ def mcnemar_exact(lost: int, gained: int) -> float:
     """Two-sided exact McNemar test: the binomial probability of a split as uneven as this one."""
     n = lost + gained
     tail = sum(math.comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return float(min(1.0, 2 * tail))
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -344,7 +344,7 @@ def compare_accuracy(
                 reference=labels[int(predicted_r[i])],
                 artifact=labels[int(predicted_a[i])],
             )
-            for i in flipped
+            for i in flipped.tolist()
         ),
     )
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +123,11 @@ def train(
         for epoch in range(len(history), config.epochs):
             row = run.epoch(epoch, train_set, spec, cache, on_step) | run.validate(val, spec)
             history.append(row)
+            improved = best is None or _score(row) > _score(best)
+            if improved:
+                best = row
             if rank == 0:
-                if best is None or _score(row) > _score(best):
-                    best = row
+                if improved:
                     facts = {"config": dataclasses.asdict(config), "world_size": world, "best": row}
                     facts |= {"train_clips": len(train_set.samples), "val_clips": len(val), "torch": torch.__version__}
                     save_checkpoint(
@@ -205,6 +208,8 @@ class _Run:
         )
         torch.manual_seed(config.seed)
         # DDP averages the gradients; its forward is the model's own.
+        # 1x1x1 weights have strides that are channels-last and contiguous at once, of which DDP warns for nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self.parallel = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
         decay = [p for p in model.parameters() if p.ndim > 1]
         rest = [p for p in model.parameters() if p.ndim <= 1]  # biases and BatchNorm are not decayed
@@ -264,7 +269,7 @@ class _Run:
             if not torch.isfinite(loss):
                 raise InputError(f"the loss is {loss.item()} at epoch {epoch}, step {step}: lower --lr")
             self.optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total += self._mean(loss.item())

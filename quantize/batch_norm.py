@@ -53,7 +53,7 @@ def _weights_are_its_own(producer: fx.Node) -> bool:
 
 
 def _tensor(graph: fx.GraphModule, argument: Any) -> Any:
-    return operator.attrgetter(argument.target)(graph) if isinstance(argument, fx.Node) else argument
+    return operator.attrgetter(str(argument.target))(graph) if isinstance(argument, fx.Node) else argument
 
 
 def _fold(graph: fx.GraphModule, producer: fx.Node, norm: fx.Node) -> None:

@@ -36,6 +36,6 @@ def command(as_json: bool) -> None:
 
     table = Table("target", "for", "precisions", "form", "here", box=None)
     for row in rows:
-        here = "runs" if row["runs_here"] else str(row["install"])
-        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), row["form"], here)  # type: ignore[arg-type]
+        status = "runs" if row["runs_here"] else str(row["install"])
+        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), row["form"], status)  # type: ignore[arg-type]
     Console().print(table)

@@ -1,6 +1,8 @@
 """`edgeact train`: from labelled videos to a checkpoint."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,44 +69,45 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     network = find_network(
         name=model, checkpoint=checkpoint, options=options, num_classes=None, data=str(root), given=given
     )
-    best = train(
-        network.model,
-        name=network.name,
-        options=network.options,
-        spec=network.spec,
-        train_set=open_dataset(root, split="train", labels=network.labels),
-        val_set=open_dataset(root, split="test", labels=network.labels),
-        out=Path(out),
-        config=config,
-        cache=None if no_cache else cache_dir(),
-        resume=resume,
-        **_progress(config.epochs, quiet),
-    )
+    with _progress(config.epochs, quiet) as (on_epoch, on_step):
+        best = train(
+            network.model,
+            name=network.name,
+            options=network.options,
+            spec=network.spec,
+            train_set=open_dataset(root, split="train", labels=network.labels),
+            val_set=open_dataset(root, split="test", labels=network.labels),
+            out=Path(out),
+            config=config,
+            cache=None if no_cache else cache_dir(),
+            resume=resume,
+            on_epoch=on_epoch,
+            on_step=on_step,
+        )
     click.echo(f"{out}: top-1 {best['val_top1']:.4f} at epoch {best['epoch']:.0f}")
 
 
-def _progress(epochs: int, quiet: bool) -> Mapping[str, Any]:
-    """Callbacks that print a line per epoch and draw a bar within it, on stderr, from the first process alone."""
-    import os
+@contextmanager
+def _progress(
+    epochs: int, quiet: bool
+) -> Iterator[tuple[Callable[[Mapping[str, float]], None], Callable[[int, int], None]]]:
+    """What to call after each epoch and step: a line and a bar on stderr, from the first process alone."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-    if os.environ.get("RANK", "0") != "0":
-        return {}
+    first = os.environ.get("RANK", "0") == "0"
+    with Progress(console=Console(stderr=True), disable=quiet or not first, transient=True) as bar:
+        task = bar.add_task("epoch 0", total=None)
 
-    def on_epoch(row: Mapping[str, float]) -> None:
-        click.echo(
-            f"\repoch {row['epoch']:3.0f}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
-            f"top-1 {row['val_top1']:.4f}  {row['seconds']:.0f} s",
-            err=True,
-        )
+        def on_epoch(row: Mapping[str, float]) -> None:
+            bar.console.print(
+                f"epoch {row['epoch']:3.0f}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+                f"top-1 {row['val_top1']:.4f}  {row['seconds']:.0f} s",
+                highlight=False,
+            )
+            bar.update(task, description=f"epoch {row['epoch'] + 1:.0f}")
 
-    def on_step(step: int, steps: int) -> None:
-        click.echo(f"\r[{'#' * (30 * step // steps):30}] {step}/{steps} ", nl=False, err=True)
+        def on_step(step: int, steps: int) -> None:
+            bar.update(task, completed=step, total=steps)
 
-    return (
-        {"on_epoch": on_epoch}
-        if quiet or not click.get_text_stream("stderr").isatty()
-        else {
-            "on_epoch": on_epoch,
-            "on_step": on_step,
-        }
-    )
+        yield on_epoch, on_step

@@ -62,7 +62,8 @@ class Bottleneck(nn.Module):
         out = self.relu(self.bn1(self.conv1(x_BCTHW)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return self.relu(out + self.downsample(x_BCTHW))
+        sum_BCTHW: Tensor = self.relu(out + self.downsample(x_BCTHW))
+        return sum_BCTHW
 
 
 class CSN(nn.Module):

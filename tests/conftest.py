@@ -1,0 +1,28 @@
+"""Small data and models that many tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeact.clip import ClipSpec
+from edgeact.motion import write_motion_set
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the test run's own, so that tests never depend on what a user's cache holds."""
+    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EDGEACT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve classes of the motion set, a few real video files each, with split.csv."""
+    return write_motion_set(tmp_path_factory.mktemp("videos") / "motion", train_per_class=2, test_per_class=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_spec() -> ClipSpec:
+    return ClipSpec(frames=4, frame_stride=2, short_side=36, crop_height=32, crop_width=32)
