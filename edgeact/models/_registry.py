@@ -1,5 +1,6 @@
 """The model registry: a preset is a function, its name is the name on the command line."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,7 +9,7 @@ from torch import nn
 from edgeact.clip import ClipSpec
 from edgeact.errors import InputError, UnknownNameError
 
-__all__ = ["create_model", "default_spec", "list_models", "register_model"]
+__all__ = ["create_model", "default_spec", "list_models", "options_for_spec", "register_model"]
 
 Preset = TypeVar("Preset", bound=Callable[..., nn.Module])
 _PRESETS: dict[str, tuple[Callable[..., nn.Module], ClipSpec]] = {}
@@ -68,3 +69,14 @@ def default_spec(name: str) -> ClipSpec:
         UnknownNameError: No such model.
     """
     return _lookup(name)[1]
+
+
+def options_for_spec(name: str, spec: ClipSpec) -> dict[str, Any]:
+    """Options of a registered model that follow from the input: `input_size` `[T, H, W]` where layers depend on it.
+
+    Raises:
+        UnknownNameError: No such model.
+    """
+    if "input_size" not in inspect.signature(_lookup(name)[0]).parameters:
+        return {}
+    return {"input_size": [spec.frames, spec.crop_height, spec.crop_width]}

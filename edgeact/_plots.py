@@ -1,0 +1,227 @@
+"""The report's pictures: inline SVG that follows the page's colour scheme, and film strips as JPEG data URIs.
+
+Colours are placeholders while matplotlib draws and become CSS variables of the page (`--ink`, `--series-1` …), so one
+SVG serves light and dark. Each plot is drawn twice, wide and narrow, since text in one SVG cannot fit both.
+
+Shapes: T frames, H, W pixels, 3 = RGB.
+"""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact.errors import MissingDependencyError
+from edgeact.latency import Latency
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["drop_plot", "film_strip", "latency_plot", "training_plot"]
+
+# Placeholders no plot would use by chance, and the variables of _report.html that replace them.
+_INK, _MUTED, _GRID, _REFERENCE, _ARTIFACT, _LIMIT = ("#0a0b0%d" % i for i in range(1, 7))
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _GRID: "--line",
+    _REFERENCE: "--reference",
+    _ARTIFACT: "--artifact",
+    _LIMIT: "--bad",
+}
+_WIDE_IN, _NARROW_IN = 9.0, 3.5  # 1 inch = 96 CSS pixels: the page's column, and a phone's
+_DOTS = 400  # samples drawn per row of the latency plot
+
+_STRIP_FRAMES, _STRIP_GROUP, _THUMB_PX, _STRIP_GAP_PX = 8, 4, 96, 2
+_JPEG_QUANTIZER = 6  # 2 is best, 31 worst; 6 leaves no block visible at this size
+
+_CURVES = (
+    ("Loss", (("train_loss", "training", _REFERENCE, "--"), ("val_loss", "held out", _ARTIFACT, "-")), 1.0),
+    ("Top-1, held out (%)", (("val_top1", "held out", _ARTIFACT, "-"),), 100.0),
+    ("Learning rate", (("lr", "learning rate", _MUTED, "-"),), 1.0),
+)
+
+
+def latency_plot(latency: Latency) -> str:
+    """Every timed run as a dot, with p50, p95 and p99 as marks; HTML of two SVGs."""
+    rows = [("artifact", latency.artifact_samples_ms, latency.artifact_p50_p95_p99_ms, _ARTIFACT)]
+    if latency.reference_p50_p95_p99_ms is not None:
+        rows.append(("PyTorch", latency.reference_samples_ms, latency.reference_p50_p95_p99_ms, _REFERENCE))
+
+    def draw(figure: "Figure", wide: bool) -> None:
+        axes = figure.subplots()
+        jitter = np.random.default_rng(0)
+        for y, (name, samples, percentiles, colour) in enumerate(rows):
+            x = np.sort(samples)
+            x = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), _DOTS)).round().astype(int))] if len(x) else x
+            axes.scatter(x, y + jitter.uniform(-0.2, 0.2, len(x)), s=12, color=colour, alpha=0.45, linewidths=0)
+            for value, style, height in zip(percentiles, ("-", "--", ":"), (0.38, 0.32, 0.32), strict=True):
+                axes.plot([value, value], [y - height, y + height], style, color=colour, linewidth=1.8)
+            axes.annotate(
+                f"p50  {percentiles[0]:.3g} ms" + (f"   p95  {percentiles[1]:.3g}   p99  {percentiles[2]:.3g}" * wide),
+                (percentiles[0], y + 0.38),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="left" if percentiles[0] < 0.5 * _top(latency) else "right",
+                color=_INK,
+            )
+        axes.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows])
+        axes.set(ylim=(-0.6, len(rows) - 0.25), xlim=(0, 1.06 * _top(latency)), xlabel="ms per clip")
+        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        axes.grid(axis="x", color=_GRID)
+
+    height = 0.75 + 0.75 * len(rows)
+    return _figure("latency", f"Latency of {len(rows)} models, every run", draw, height, height)
+
+
+def _top(latency: Latency) -> float:
+    return max((*latency.artifact_samples_ms, *latency.reference_samples_ms, latency.artifact_ms))
+
+
+def drop_plot(drop_pt: float, interval: tuple[float, float], limit_pt: float) -> str:
+    """The drop of top-1 with its interval against zero and the limit; HTML of two SVGs."""
+    low, high = min(interval[0], drop_pt, 0.0), max(interval[1], drop_pt, limit_pt)
+    pad = 0.12 * (high - low) or 1.0
+
+    def draw(figure: "Figure", wide: bool) -> None:
+        axes = figure.subplots()
+        axes.axvspan(limit_pt, high + pad, color=_LIMIT, alpha=0.10, linewidth=0)
+        axes.axvline(limit_pt, color=_LIMIT, linewidth=1.5)
+        axes.axvline(0, color=_MUTED, linewidth=1)
+        axes.plot(interval, (0, 0), "-", color=_ARTIFACT, linewidth=3, solid_capstyle="round")
+        axes.plot([drop_pt], [0], "o", color=_ARTIFACT, markersize=9)
+        axes.set(yticks=[], ylim=(-1, 1), xlim=(low - pad, high + pad))
+        axes.set(xlabel="drop of top-1, points" + (" (right is worse; shaded: over the limit)" if wide else ""))
+
+    return _figure("drop", "Drop of top-1 accuracy with its 95 % interval", draw, 0.95, 0.95)
+
+
+def training_plot(curves: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, accuracy and learning rate over epochs, whichever are there; empty where none is."""
+    panels = []
+    for title, lines, scale in _CURVES:
+        drawn = [(label, _series(curves, key), colour, style) for key, label, colour, style in lines]
+        drawn = [line for line in drawn if line[1]]
+        if drawn:
+            panels.append((title, drawn, scale))
+    if not panels:
+        return ""
+
+    def draw(figure: "Figure", wide: bool) -> None:
+        shape = (1, len(panels)) if wide else (len(panels), 1)
+        for axes, (title, drawn, scale) in zip(figure.subplots(*shape, squeeze=False).flat, panels, strict=True):
+            for label, points, colour, style in drawn:
+                epochs, values = zip(*points, strict=True)
+                marker = "o" if len(points) < 3 else ""
+                axes.plot(epochs, np.multiply(values, scale), style, marker=marker, color=colour, label=label)
+            axes.set(xlabel="epoch")
+            axes.set_title(title, loc="left", color=_INK, fontsize=9)
+            axes.grid(axis="y", color=_GRID)
+            axes.locator_params(axis="x", integer=True, nbins=6)
+            axes.locator_params(axis="y", nbins=5)
+            if len(drawn) > 1:
+                axes.legend(frameon=False, labelcolor=_INK)
+
+    return _figure("training", "Training curves", draw, 2.4, 2.1 * len(panels))
+
+
+def _series(curves: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Pairs (epoch, value); rows come from a checkpoint's metadata, so anything but a finite number is left out."""
+    points = []
+    for i, row in enumerate(curves):
+        value, epoch = row.get(key), row.get("epoch", i)
+        if all(type(number) in (int, float) and math.isfinite(number) for number in (value, epoch)):
+            points.append((float(epoch), float(value)))  # type: ignore[arg-type]
+    return points
+
+
+def _figure(name: str, label: str, draw: Callable[["Figure", bool], None], wide_in: float, narrow_in: float) -> str:
+    """Draw both sizes; the page shows one. Heights in inches.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise MissingDependencyError("matplotlib", "report", "an HTML report") from exc
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"edgeact-{name}", "font.family": "DejaVu Sans", "font.size": 9}
+    settings |= {"axes.edgecolor": _GRID, "axes.labelcolor": _MUTED, "xtick.color": _GRID, "ytick.color": _GRID}
+    settings |= {"xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "grid.linewidth": 0.7}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}
+    parts = []
+    for wide, size in ((True, (_WIDE_IN, wide_in)), (False, (_NARROW_IN, narrow_in))):
+        with matplotlib.rc_context(settings):
+            figure = Figure(figsize=size, layout="constrained")
+            FigureCanvasSVG(figure)
+            draw(figure, wide)
+            for axes in figure.axes:
+                _quiet(axes)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        suffix = "wide" if wide else "narrow"
+        parts.append(_inline(buffer.getvalue(), f"{name}-{suffix}", label, suffix))
+    return "".join(parts)
+
+
+def _quiet(axes: "Axes") -> None:
+    """No tick marks on the sides; grid behind the data."""
+    axes.tick_params(axis="y", length=0)
+    axes.set_axisbelow(True)
+
+
+def _inline(svg: str, prefix: str, label: str, css: str) -> str:
+    """matplotlib's file as an element of the page: ids made unique, colours made variables, no prologue or style."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    view = re.search(r'viewBox="([^"]+)"', svg)
+    assert view is not None
+    body = svg[svg.index(">") + 1 :]
+    return f'<svg class="plot {css}" viewBox="{view[1]}" role="img" aria-label="{label}">{body.strip()}'
+
+
+def film_strip(frames_THW3: NDArray[np.uint8]) -> list[tuple[str, int]]:
+    """About eight frames spread over a clip: JPEG data URIs of up to four frames, which a phone stacks, and how many."""
+    import av
+
+    total, height, width = frames_THW3.shape[:3]
+    scale = min(1.0, _THUMB_PX / height)
+    size = {"width": max(2, round(width * scale / 2) * 2), "height": max(2, round(height * scale / 2) * 2)}
+    chosen = np.unique(np.linspace(0, total - 1, min(total, _STRIP_FRAMES)).round().astype(int))
+    thumbs = [
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_THW3[i]), format="rgb24")
+        .reformat(**size, interpolation="AREA")
+        .to_ndarray(format="rgb24")
+        for i in chosen
+    ]
+    thumbs = [np.pad(thumb, ((0, 0), (0, _STRIP_GAP_PX), (0, 0))) for thumb in thumbs]
+    groups = [thumbs[i : i + _STRIP_GROUP] for i in range(0, len(thumbs), _STRIP_GROUP)]
+    return [(_jpeg(np.concatenate(group, axis=1)[:, :-_STRIP_GAP_PX]), len(group)) for group in groups]
+
+
+def _jpeg(image_HW3: NDArray[np.uint8]) -> str:
+    """A JPEG data URI, by FFmpeg's encoder: no further dependency."""
+    import av
+
+    codec = av.CodecContext.create("mjpeg", "w")
+    assert isinstance(codec, av.VideoCodecContext)
+    codec.height, codec.width = image_HW3.shape[:2]
+    codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1, 1)
+    codec.qmin = codec.qmax = _JPEG_QUANTIZER
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HW3), format="rgb24").reformat(format="yuvj420p")
+    frame.pts = 0
+    data = b"".join(bytes(packet) for packet in (*codec.encode(frame), *codec.encode(None)))
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
