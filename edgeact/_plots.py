@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["drop_plot", "film_strip", "latency_plot", "training_plot"]
 
 # Placeholders no plot would use by chance, and the variables of _report.html that replace them.
-_INK, _MUTED, _GRID, _REFERENCE, _ARTIFACT, _LIMIT = ("#0a0b0%d" % i for i in range(1, 7))
+_INK, _MUTED, _GRID, _REFERENCE, _ARTIFACT, _LIMIT = (f"#0a0b0{i}" for i in range(1, 7))
 _VARIABLES = {
     _INK: "--ink",
     _MUTED: "--muted",
@@ -58,14 +58,14 @@ def latency_plot(latency: Latency) -> str:
     def draw(figure: "Figure", wide: bool) -> None:
         axes = figure.subplots()
         jitter = np.random.default_rng(0)
-        for y, (name, samples, percentiles, colour) in enumerate(rows):
+        for y, (_, samples, percentiles, colour) in enumerate(rows):
             x = np.sort(samples)
             x = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), _DOTS)).round().astype(int))] if len(x) else x
             axes.scatter(x, y + jitter.uniform(-0.2, 0.2, len(x)), s=12, color=colour, alpha=0.45, linewidths=0)
             for value, style, height in zip(percentiles, ("-", "--", ":"), (0.38, 0.32, 0.32), strict=True):
                 axes.plot([value, value], [y - height, y + height], style, color=colour, linewidth=1.8)
             axes.annotate(
-                f"p50  {percentiles[0]:.3g} ms" + (f"   p95  {percentiles[1]:.3g}   p99  {percentiles[2]:.3g}" * wide),
+                f"p50 {percentiles[0]:.3g} ms" + f" · p95 {percentiles[1]:.3g} · p99 {percentiles[2]:.3g}" * wide,
                 (percentiles[0], y + 0.38),
                 xytext=(0, 3),
                 textcoords="offset points",
@@ -95,6 +95,7 @@ def drop_plot(drop_pt: float, interval: tuple[float, float], limit_pt: float) ->
         axes.axvspan(limit_pt, high + pad, color=_LIMIT, alpha=0.10, linewidth=0)
         axes.axvline(limit_pt, color=_LIMIT, linewidth=1.5)
         axes.axvline(0, color=_MUTED, linewidth=1)
+        axes.annotate("limit", (limit_pt, 0.62), xytext=(4, 0), textcoords="offset points", color=_LIMIT, fontsize=8)
         axes.plot(interval, (0, 0), "-", color=_ARTIFACT, linewidth=3, solid_capstyle="round")
         axes.plot([drop_pt], [0], "o", color=_ARTIFACT, markersize=9)
         axes.set(yticks=[], ylim=(-1, 1), xlim=(low - pad, high + pad))
@@ -136,9 +137,9 @@ def _series(curves: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, 
     """Pairs (epoch, value); rows come from a checkpoint's metadata, so anything but a finite number is left out."""
     points = []
     for i, row in enumerate(curves):
-        value, epoch = row.get(key), row.get("epoch", i)
-        if all(type(number) in (int, float) and math.isfinite(number) for number in (value, epoch)):
-            points.append((float(epoch), float(value)))  # type: ignore[arg-type]
+        pair = (row.get("epoch", i), row.get(key))
+        if all(isinstance(number, int | float) and math.isfinite(number) for number in pair):
+            points.append((float(pair[0]), float(cast(float, pair[1]))))
     return points
 
 
@@ -149,25 +150,35 @@ def _figure(name: str, label: str, draw: Callable[["Figure", bool], None], wide_
         MissingDependencyError: matplotlib is not installed.
     """
     try:
-        import matplotlib
+        import matplotlib.style
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as exc:
         raise MissingDependencyError("matplotlib", "report", "an HTML report") from exc
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"edgeact-{name}", "font.family": "DejaVu Sans", "font.size": 9}
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"edgeact-{name}",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+    }
     settings |= {"axes.edgecolor": _GRID, "axes.labelcolor": _MUTED, "xtick.color": _GRID, "ytick.color": _GRID}
     settings |= {"xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "grid.linewidth": 0.7}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}
+    settings |= {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.facecolor": "none",
+    }
     parts = []
     for wide, size in ((True, (_WIDE_IN, wide_in)), (False, (_NARROW_IN, narrow_in))):
-        with matplotlib.rc_context(settings):
-            figure = Figure(figsize=size, layout="constrained")
-            FigureCanvasSVG(figure)
+        with matplotlib.style.context(["default", settings]):  # a user's matplotlibrc has no say
+            figure = Figure(figsize=size, layout="constrained", facecolor="none")
+            canvas = FigureCanvasSVG(figure)
             draw(figure, wide)
             for axes in figure.axes:
                 _quiet(axes)
             buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})  # savefig would lay out twice
         suffix = "wide" if wide else "narrow"
         parts.append(_inline(buffer.getvalue(), f"{name}-{suffix}", label, suffix))
     return "".join(parts)
@@ -180,7 +191,7 @@ def _quiet(axes: "Axes") -> None:
 
 
 def _inline(svg: str, prefix: str, label: str, css: str) -> str:
-    """matplotlib's file as an element of the page: ids made unique, colours made variables, no prologue or style."""
+    """One matplotlib file as an element of the page: ids made unique, colours made variables, no prologue or style."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
@@ -194,20 +205,18 @@ def _inline(svg: str, prefix: str, label: str, css: str) -> str:
 
 
 def film_strip(frames_THW3: NDArray[np.uint8]) -> list[tuple[str, int]]:
-    """About eight frames spread over a clip: JPEG data URIs of up to four frames, which a phone stacks, and how many."""
+    """About eight frames spread over a clip: JPEG data URIs of up to four frames each, and how many those are."""
     import av
 
     total, height, width = frames_THW3.shape[:3]
     scale = min(1.0, _THUMB_PX / height)
     size = {"width": max(2, round(width * scale / 2) * 2), "height": max(2, round(height * scale / 2) * 2)}
     chosen = np.unique(np.linspace(0, total - 1, min(total, _STRIP_FRAMES)).round().astype(int))
-    thumbs = [
-        av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_THW3[i]), format="rgb24")
-        .reformat(**size, interpolation="AREA")
-        .to_ndarray(format="rgb24")
-        for i in chosen
-    ]
-    thumbs = [np.pad(thumb, ((0, 0), (0, _STRIP_GAP_PX), (0, 0))) for thumb in thumbs]
+    thumbs: list[NDArray[np.uint8]] = []
+    for i in chosen:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_THW3[i]), format="rgb24")
+        thumb = frame.reformat(**size, interpolation="AREA").to_ndarray(format="rgb24")
+        thumbs.append(np.pad(thumb.astype(np.uint8, copy=False), ((0, 0), (0, _STRIP_GAP_PX), (0, 0))))
     groups = [thumbs[i : i + _STRIP_GROUP] for i in range(0, len(thumbs), _STRIP_GROUP)]
     return [(_jpeg(np.concatenate(group, axis=1)[:, :-_STRIP_GAP_PX]), len(group)) for group in groups]
 

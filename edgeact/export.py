@@ -9,6 +9,7 @@ Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a ui
 import dataclasses
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,16 +247,19 @@ def _torch_threads(threads: int) -> Iterator[None]:
 @contextmanager
 def _torch_export_errors() -> Iterator[None]:
     """torch.export's failures in one line; they derive from many classes (UserError, Unsupported, RuntimeError …)."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as exc:
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise ToolchainError(
-            f"torch.export cannot capture this network: {lines[0] if lines else type(exc).__name__}; "
-            "its forward must not depend on the values of tensors"
-        ) from exc
+    with warnings.catch_warnings():
+        # torch 2.13's own use of a class it deprecates, printed at every export
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as exc:
+            lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+            raise ToolchainError(
+                f"torch.export cannot capture this network: {lines[0] if lines else type(exc).__name__}; "
+                "its forward must not depend on the values of tensors"
+            ) from exc
 
 
 def _fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":

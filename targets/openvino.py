@@ -5,6 +5,7 @@ fastest there. fp16 means weights stored as fp16; the CPU computes in fp32 eithe
 runner), so an fp16 bundle is half the size at the same speed.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,10 @@ class OpenVINO:
 def _toolchain() -> Iterator[None]:
     """OpenVINO's exceptions in edgeact's words; it raises RuntimeError and subclasses of it."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # deep-copying the program trips over a class that torch 2.13 deprecates and still uses
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+            yield
     except ImportError as exc:
         raise MissingDependencyError("openvino", "openvino", "exporting to openvino") from exc
     except RuntimeError as exc:

@@ -95,7 +95,7 @@ train(create_model("ir_csn_26", num_classes=12, **options), name="ir_csn_26", op
 def test_two_processes_train_as_one(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
     """Same loss curve with two gloo processes as with one and the same global batch, BatchNorm included.
 
-    The learning rate is low because float32 rounding grows from step to step; the next test has no rounding to speak of.
+    The learning rate is low because float32 rounding grows from step to step; the next test is exact.
     """
     curves = {}
     script = tmp_path / "script.py"
@@ -203,7 +203,7 @@ def test_bad_settings(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None
         run(videos, tiny_spec, tmp_path / "x", TrainConfig(batch_size=99))
     with pytest.raises(InputError, match="device 'cuda:9' cannot be used"):
         run(videos, tiny_spec, tmp_path / "x", TrainConfig(device="cuda:9"))
-    with pytest.raises(InputError, match="the loss is .* lower --lr"):
+    with pytest.raises(InputError, match=r"the loss is .* lower --lr"):
         run(videos, tiny_spec, tmp_path / "x", TrainConfig(lr=1e30, epochs=3, batch_size=8, warmup_epochs=0))
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from edgeact.errors import EdgeactError
+from edgeact.errors import EdgeactError, UnknownNameError
 
 __all__ = ["main"]
 
@@ -24,6 +24,13 @@ class _Verbs(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _VERBS:
+            raise UnknownNameError("command", args[0], _VERBS)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:

@@ -21,6 +21,8 @@ from edgeact.evaluate import dataset_root
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeact.models._public import PublicWeights
+
 __all__ = ["Network", "find_network", "require_torch"]
 
 
@@ -45,19 +47,21 @@ def find_network(
     num_classes: int | None,
     data: str,
     given: dict[str, Any],
+    base: ClipSpec | None = None,
     progress: bool = False,
 ) -> Network:
     """The network that `--model` and `--checkpoint` name; without either, the packaged checkpoint.
 
     Args:
         given: The command's remaining options; those of the ClipSpec are taken out.
+        base: ClipSpec of a network without a checkpoint; the paper's by default.
 
     Raises:
         InputError: The two do not fit each other, or what they name cannot be used.
     """
     require_torch()
     if checkpoint is None and name is not None:
-        return _untrained(name, options, num_classes, data, given, progress)
+        return _untrained(name, options, num_classes, data, given, base, progress)
     file = Path(checkpoint) if checkpoint is not None else packaged_checkpoint()
     if file.suffix in {".pt", ".pth", ".tar", ".bin"}:
         return _public(file, name, options, num_classes, data, given, progress)
@@ -95,18 +99,24 @@ def _classes(data: str, num_classes: int | None, progress: bool) -> int:
     return len(open_dataset(dataset_root(data, progress=progress), split="all").labels)
 
 
-def _start_spec(name: str) -> ClipSpec:
+def _paper_spec(name: str) -> ClipSpec:
     from edgeact.models import default_spec
 
     return ClipSpec() if ":" in name else default_spec(name)
 
 
 def _untrained(
-    name: str, options: dict[str, Any], num_classes: int | None, data: str, given: dict[str, Any], progress: bool
+    name: str,
+    options: dict[str, Any],
+    num_classes: int | None,
+    data: str,
+    given: dict[str, Any],
+    base: ClipSpec | None,
+    progress: bool,
 ) -> Network:
     from edgeact.models import build_model, options_for_spec
 
-    spec = make_spec(_start_spec(name), given)
+    spec = make_spec(base or _paper_spec(name), given)
     if ":" not in name:
         options = options_for_spec(name, spec) | options
     model = build_model(name, num_classes=_classes(data, num_classes, progress), options=options)
@@ -123,19 +133,70 @@ def _public(
     given: dict[str, Any],
     progress: bool,
 ) -> Network:
-    """Plain weights: a user's own state dict, or a public checkpoint whose keys are converted."""
-    from edgeact.models import convert_public
+    """Plain weights: a user's own state dict, or a public checkpoint whose names are converted.
+
+    Where the names fit both, `--option source=` says which it is: `edgeact`, or a source of `convert_public`.
+    """
+    from edgeact.models._public import convert_public, matching_sources
 
     if name is None:
         raise InputError(f"{file} holds weights alone: give --model (see `edgeact models`)")
     state = read_state_dict(file)
-    network = _untrained(name, options, num_classes, data, given, progress)
-    if set(network.model.state_dict()) != set(state):
-        converted = convert_public(name, state)
-        return _converted(file, name, network, converted, given)
-    load_weights_(network.model, state, source=str(file))
-    return Network(network.model, name, network.options, network.spec, None, {})
+    options = dict(options)
+    source = "edgeact" if ":" in name else options.pop("source", None)
+    if source is None and _own_names(name, options) == state.keys():
+        fitting = matching_sources(name, state)
+        if fitting:
+            raise CheckpointError(
+                f"{file} could be edgeact's own {name} or a port of {' or '.join(fitting)}, which prepare videos "
+                f"differently: say which with --option source=edgeact or --option source={fitting[0]}"
+            )
+        source = "edgeact"
+    if source == "edgeact":
+        network = _untrained(name, options, num_classes, data, given, None, progress)
+        load_weights_(network.model, state, source=str(file))
+        return Network(network.model, name, network.options, network.spec, None, {})
+    try:
+        weights = convert_public(name, state, None if source is None else str(source))
+    except CheckpointError as exc:
+        raise CheckpointError(f"{file}: {exc}") from exc
+    return _converted(file, name, options, weights, _classes(data, num_classes, progress), given)
 
 
-def _converted(file: Path, name: str, network: Network, converted: Any, given: dict[str, Any]) -> Network:
-    raise NotImplementedError
+def _own_names(name: str, options: dict[str, Any]) -> set[str]:
+    """Names of the tensors of a registered model; nothing is allocated."""
+    import torch
+
+    from edgeact.models import build_model
+
+    with torch.device("meta"):
+        return set(build_model(name, num_classes=1, options=options).state_dict())
+
+
+def _converted(
+    file: Path,
+    name: str,
+    options: dict[str, Any],
+    weights: "PublicWeights",
+    num_classes: int,
+    given: dict[str, Any],
+) -> Network:
+    from edgeact.models import build_model, options_for_spec
+    from edgeact.models._public import load_public_
+
+    if num_classes != weights.num_classes:
+        raise CheckpointError(
+            f"{file} tells {weights.num_classes} classes apart, {num_classes} were asked for (those of --data, or "
+            "--num-classes): give --data whose labels are the checkpoint's classes, in its order"
+        )
+    spec = make_spec(weights.spec, given)
+    options = options_for_spec(name, spec) | options
+    model = build_model(name, num_classes=num_classes, options=options)
+    load_public_(model, weights)
+    notes = [
+        f"public weights from {weights.source}: the labels of the data are taken in the order of its classes",
+        *weights.notes,
+    ]
+    if spec != weights.spec:
+        notes.append(f"the ClipSpec differs from that of {weights.source}: it was changed here")
+    return Network(model, name, options, spec, None, {}, tuple(notes))

@@ -9,6 +9,8 @@ from edgeact.cli._options import gate_options, make_gates, parse_options, print_
 
 __all__ = ["command"]
 
+_UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics and latency need no more
+
 
 @click.command("export")
 @click.option("--target", required=True, help="Where it must run: see `edgeact targets`.")
@@ -38,6 +40,7 @@ def command(
     Exits with 1 when the exported model falls short of a gate; the bundle is kept, and its report says why.
     """
     from edgeact.cli._model import find_network
+    from edgeact.evaluate import MOTION
     from edgeact.export import export
     from edgeact.parity import Gates
     from edgeact.targets import check_precision
@@ -53,6 +56,10 @@ def command(
         given=given,
         progress=not quiet,
     )
+    notes = network.notes
+    if not network.training and data == MOTION and given["clips"] is None:
+        given["clips"] = _UNTRAINED_CLIPS
+        notes += (f"without training, {_UNTRAINED_CLIPS} clips of the motion set are compared; --clips takes more",)
     on_corrupt: Literal["skip", "error"] = "skip" if skip_corrupt else "error"
     bundle = export(
         network.model,
@@ -64,7 +71,7 @@ def command(
         labels=network.labels,
         model_name=network.name,
         facts={"options": dict(network.options), "training": dict(network.training)},
-        notes=network.notes,
+        notes=notes,
         gates=gates,
         on_corrupt=on_corrupt,
         progress=not quiet,

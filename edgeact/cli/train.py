@@ -51,8 +51,9 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     from edgeact.augment import Augmentation
     from edgeact.cli._model import find_network
     from edgeact.data import cache_dir, open_dataset
+    from edgeact.errors import InputError
     from edgeact.evaluate import MOTION, dataset_root
-    from edgeact.motion import motion_set
+    from edgeact.motion import MOTION_SPEC, motion_set
     from edgeact.train import TrainConfig, train
 
     size = given.pop("train_per_class")
@@ -63,11 +64,15 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     augmentation = Augmentation(min_scale=given.pop("min_scale"), flip=given.pop("flip"))
     config = TrainConfig(augmentation=augmentation, **settings)
     torch.manual_seed(config.seed)
-    root = dataset_root(data, progress=not quiet)
-    if data == MOTION and size is not None:
+    if size is not None and data != MOTION:
+        raise InputError("--train-per-class sizes the synthetic set: it goes with --data motion")
+    if size is not None:
         root = motion_set(train_per_class=size, progress=not quiet)
+    else:
+        root = dataset_root(data, progress=not quiet)
+    base = MOTION_SPEC if data == MOTION else None  # its videos are 64 pixels small
     network = find_network(
-        name=model, checkpoint=checkpoint, options=options, num_classes=None, data=str(root), given=given
+        name=model, checkpoint=checkpoint, options=options, num_classes=None, data=data, given=given, base=base
     )
     with _progress(config.epochs, quiet) as (on_epoch, on_step):
         best = train(

@@ -10,7 +10,7 @@ tap falls on zeros and its share of the sum is lost; each padded convolution wid
     convolution     -  =  =  =  =  -           = equal to the 2D network, - short by one tap of three
     and another     -  -  =  =  -  -
 
-With valid convolutions in time (or replicated frames) every frame is equal; a mean over time of a padded network is not.
+With valid convolutions in time (or replicated frames) every frame is equal; a padded network's mean over time is not.
 """
 
 from collections.abc import Collection, Mapping
@@ -47,8 +47,7 @@ def inflate_state_dict(
             f"{missing[0] if missing else 'none'}), {len(unknown)} unknown (first: {unknown[0] if unknown else 'none'})"
         )
     return {
-        name: tensor.clone() if name in kept else _inflate(name, state_2d[name], tensor)
-        for name, tensor in own.items()
+        name: tensor.clone() if name in kept else _inflate(name, state_2d[name], tensor) for name, tensor in own.items()
     }
 
 

@@ -56,6 +56,8 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> nn.Module:
         InputError: The preset does not take an option, or its value is out of range.
     """
     preset = _lookup(name)[0]
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
+        raise InputError(f"num_classes is {num_classes!r}: it must be a whole number, at least 1")
     try:
         return preset(num_classes=num_classes, **options)
     except TypeError as exc:

@@ -47,7 +47,9 @@ class C3D(nn.Module):
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}: it must be from 0 up to, not including, 1")
         if len(input_size) != 3 or input_size[0] < 16 or min(input_size[1:]) < 16:
-            raise InputError(f"input_size is {tuple(input_size)}: C3D pools T, H and W by 16 to 32, so 16x16x16 at least")
+            raise InputError(
+                f"input_size is {tuple(input_size)}: C3D pools T, H and W by 16 to 32, so 16x16x16 at least"
+            )
         channels = [max(8, round(c * width / 8) * 8) for c in (64, 128, 256, 256, 512, 512, 512, 512)]
         features = max(8, round(4096 * width / 8) * 8)
         names = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b")

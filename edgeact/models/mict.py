@@ -74,8 +74,7 @@ class MiCTStage(nn.Module):
         self.bn = nn.BatchNorm3d(channels)
         self.relu = nn.ReLU()
         self.bottlenecks = nn.ModuleList(
-            BasicBlock(channels_in if i == 0 else channels, channels, stride if i == 0 else 1)
-            for i in range(blocks)
+            BasicBlock(channels_in if i == 0 else channels, channels, stride if i == 0 else 1) for i in range(blocks)
         )
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:

@@ -67,9 +67,7 @@ class ResNet3D(nn.Module):
         stages, channels_in = [], stem
         for i, channels in enumerate(widths):
             stages.append(
-                nn.Sequential(
-                    BasicBlock(channels_in, channels, 1 if i == 0 else 2), BasicBlock(channels, channels, 1)
-                )
+                nn.Sequential(BasicBlock(channels_in, channels, 1 if i == 0 else 2), BasicBlock(channels, channels, 1))
             )
             channels_in = channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages

@@ -74,10 +74,10 @@ def flattened(module: nn.Module) -> nn.Module:
     """The 2D twin: every kernel, stride and padding without its first number."""
     for name, child in module.named_children():
         if isinstance(child, nn.Conv3d):
-            size, stride, pad = (value[1:] for value in (child.kernel_size, child.stride, child.padding))
-            twin = nn.Conv2d(
-                child.in_channels, child.out_channels, size, stride, pad, groups=child.groups, bias=child.bias is not None
-            )
+            twin = nn.Conv2d(child.in_channels, child.out_channels, 1, groups=child.groups, bias=child.bias is not None)
+            for name_3d in ("kernel_size", "stride", "padding"):
+                setattr(twin, name_3d, getattr(child, name_3d)[1:])
+            twin.weight = nn.Parameter(child.weight[:, :, 0].detach().clone())
             setattr(module, name, twin)
         elif isinstance(child, nn.BatchNorm3d):
             setattr(module, name, nn.BatchNorm2d(child.num_features, eps=child.eps))
@@ -132,7 +132,9 @@ def test_a_kept_classifier_stays_the_models_own() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     deep, state = Residual(3), dict(trained_2d().state_dict())
     wide = state | {"conv1.weight": torch.zeros(8, 8, 5, 5)}
-    with pytest.raises(CheckpointError, match=r"conv1\.weight has shape \(8, 8, 5, 5\), the model wants \(8, 8, 3, 3, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"conv1\.weight has shape \(8, 8, 5, 5\), the model wants \(8, 8, 3, 3, 3\)"
+    ):
         inflate_(deep, wide)
     with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(9, 8\), the model wants \(5, 8\)"):
         inflate_(deep, state | {"fc.weight": torch.zeros(9, 8)})

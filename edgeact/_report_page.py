@@ -1,0 +1,172 @@
+"""What the HTML report shows, computed here and laid out by `_report.html`; and how its numbers are written."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact._plots import drop_plot, film_strip, latency_plot, training_plot
+from edgeact.errors import MissingDependencyError
+from edgeact.latency import Latency
+from edgeact.parity import EXACT_DB, Accuracy, Flip, NotMeasured, Numerics, Placement, Report
+
+__all__ = ["db", "mb", "ms", "p_value", "pct", "render", "signed"]
+
+_CLIPS_SHOWN = 24
+_STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
+_MATRIX_CLASSES = 20  # more classes than this: only the most confused
+_PAIRS_SHOWN = 8
+
+
+def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves: Sequence[Mapping[str, float]]) -> str:
+    """The page as text; every value is escaped but our own SVG.
+
+    Raises:
+        MissingDependencyError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as exc:
+        raise MissingDependencyError("jinja2", "report", "an HTML report") from exc
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"pct": pct, "ms": ms, "mb": mb, "db": db, "p": p_value, "signed": signed}
+    accuracy = report.accuracy if isinstance(report.accuracy, Accuracy) else None
+    clips, left_out = _clips(accuracy.flips if accuracy else (), clip_frames)
+    template = environment.from_string(resources.files("edgeact").joinpath("_report.html").read_text("utf-8"))
+    return template.render(
+        report=report,
+        gates=_gates(report),
+        rungs=_rungs(report),
+        drop_plot=drop_plot(accuracy.drop_pt, accuracy.drop_ci95_pt, report.gates.max_drop_pt) if accuracy else "",
+        latency_plot=latency_plot(report.latency) if isinstance(report.latency, Latency) else "",
+        training_plot=training_plot(curves),
+        matrix=_matrix(accuracy) if accuracy else None,
+        clips=clips,
+        clips_left_out=left_out,
+    )
+
+
+def _gates(report: Report) -> dict[str, dict[str, str]]:
+    """Every gate with its limit, what was found, and `held`, `short` or `open` (nothing to judge)."""
+    gates, rows = report.gates, {}
+    numerics = report.numerics if isinstance(report.numerics, Numerics) else None
+    accuracy = report.accuracy if isinstance(report.accuracy, Accuracy) else None
+    placement = report.placement if isinstance(report.placement, Placement) else None
+    speedup = report.latency.speedup if isinstance(report.latency, Latency) else None
+
+    def add(key: str, name: str, limit: str, found: str | None, held: bool | None) -> None:
+        state = "open" if held is None else "held" if held else "short"
+        rows[key] = {"name": name, "limit": limit, "found": found or "not measured", "state": state}
+
+    found, held = (db(numerics.sqnr_db), numerics.sqnr_db >= gates.min_sqnr_db) if numerics else (None, None)
+    add("sqnr", "SQNR", f"at least {gates.min_sqnr_db:g} dB", found, held)
+    found, held = (pct(accuracy.agreement), accuracy.agreement >= gates.min_agreement) if accuracy else (None, None)
+    add("agreement", "Top-1 agreement", f"at least {pct(gates.min_agreement)}", found, held)
+    found, held = (
+        (f"{signed(accuracy.drop_pt)} pt", accuracy.drop_pt <= gates.max_drop_pt) if accuracy else (None, None)
+    )
+    add("drop", "Top-1 drop", f"at most {gates.max_drop_pt:g} pt", found, held)
+    fallback = placement.fallback_ops if placement else None
+    found, held = (str(fallback), fallback <= gates.max_fallback) if fallback is not None else (None, None)
+    add("fallback", "Ops that fall back", f"at most {gates.max_fallback}", found, held)
+    found, limit = f"{speedup:.2f}×" if speedup is not None else None, gates.min_speedup
+    held = speedup >= limit if speedup is not None and limit is not None else None
+    add("speedup", "Speed-up", "not set" if limit is None else f"at least {limit:g}×", found, held)
+    return rows
+
+
+def _rungs(report: Report) -> list[dict[str, Any]]:
+    """The ladder's rows; `bar` and `limit` are shares of the scale from 0 to the exact match."""
+    if isinstance(report.numerics, NotMeasured):
+        return []
+    rungs, limit = report.numerics.rungs, report.gates.min_sqnr_db
+    worst = min(rungs, key=lambda rung: rung.step_sqnr_db, default=None)
+    return [
+        {
+            "rung": rung,
+            "bar": _share(rung.sqnr_db),
+            "limit": _share(limit),
+            "short": rung.sqnr_db < limit,
+            "worst": rung is worst and report.numerics.sqnr_db < limit,
+        }
+        for rung in rungs
+    ]
+
+
+def _share(value_db: float) -> float:
+    return round(min(max(value_db / EXACT_DB, 0.0), 1.0), 4)
+
+
+def _matrix(accuracy: Accuracy) -> dict[str, Any]:
+    """The confusion matrix as table rows: all classes, or of many the most confused, with a column for the rest."""
+    counts = np.array(accuracy.confusion)
+    wrong = counts - np.diag(np.diag(counts))
+    errors = wrong.sum(0) + wrong.sum(1)
+    chosen = list(range(len(counts)))
+    if len(counts) > _MATRIX_CLASSES:
+        chosen = sorted(i for i in np.argsort(-errors, kind="stable")[:_MATRIX_CLASSES].tolist() if errors[i] > 0)
+    rows = []
+    for i in chosen:
+        total = int(counts[i].sum())
+        # The root lifts rare errors out of the background; a row that is all right stays full.
+        heat = np.sqrt(counts[i] / max(total, 1))
+        cells = [{"n": int(counts[i, j]), "heat": round(float(heat[j]), 3), "right": i == j} for j in chosen]
+        rows.append({"label": accuracy.labels[i], "cells": cells, "rest": total - int(counts[i, chosen].sum())})
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS_SHOWN].tolist()
+    pairs = [(*divmod(place, len(counts)), int(wrong.flat[place])) for place in order]
+    return {
+        "labels": [accuracy.labels[i] for i in chosen],
+        "rows": rows,
+        "partial": len(chosen) < len(counts),
+        "classes": len(counts),
+        "pairs": [(accuracy.labels[i], accuracy.labels[j], n) for i, j, n in pairs if n > 0],
+    }
+
+
+def _clips(flips: Sequence[Flip], clip_frames: Mapping[str, NDArray[np.uint8]]) -> tuple[list[dict[str, Any]], int]:
+    """Cards of flipped clips, those with frames first, and how many are left out."""
+    cards, spent = [], 0
+    for flip in sorted(flips, key=lambda flip: flip.clip not in clip_frames)[:_CLIPS_SHOWN]:
+        strip: list[tuple[str, int]] = []
+        if flip.clip in clip_frames and spent < _STRIP_BYTES:
+            strip = film_strip(clip_frames[flip.clip])
+            spent += sum(len(uri) for uri, _ in strip)
+        kind = "lost" if flip.reference == flip.label else "gained" if flip.artifact == flip.label else "both wrong"
+        cards.append({"flip": flip, "strip": strip, "kind": kind})
+    return cards, len(flips) - len(cards)
+
+
+def pct(share: float) -> str:
+    """A share in percent; what is not all or nothing is not rounded to it."""
+    rounded = f"{share * 100:.1f}"
+    return f"{share * 100:.3f} %" if rounded in ("0.0", "100.0") and share not in (0, 1) else f"{rounded} %"
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds to three digits; a dash where there are none."""
+    return "–" if value is None else f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def mb(value: float | None) -> str:
+    """Megabytes to three digits; a dash where there are none."""
+    return "–" if value is None else f"{value:,.0f} MB" if value >= 100 else f"{value:.3g} MB"
+
+
+def db(value: float) -> str:
+    """Decibels, or the word for outputs that are equal to the last bit."""
+    return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
+
+
+def p_value(value: float) -> str:
+    """A probability as tables of statistics write it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def signed(value: float) -> str:
+    """Two decimals with a true minus sign, and no sign on a rounded zero."""
+    text = f"{value:.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
