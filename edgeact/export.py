@@ -194,7 +194,7 @@ def export(
                     "held": report.held,
                     "created": report.date,
                     "environment": report.environment,
-                    "data": MOTION if str(data) == MOTION else Path(data).name,
+                    "data": {"name": Path(data).name, "synthetic": str(data) == MOTION},
                     "reference_ms": latency.reference_ms,
                 },
             },

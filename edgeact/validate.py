@@ -67,7 +67,7 @@ def validate(
     numerics = ladder([("golden", np.stack([clip.logits for clip in golden])), ("artifact", outputs)])
     notes, failures = _check_decoding(golden, opened)
     accuracy: Accuracy | NotMeasured
-    if data is None and opened.manifest["facts"].get("data") != MOTION:
+    if data is None and not _is_synthetic(opened):
         accuracy = NotMeasured(f"give --data to run the {len(reference.ids)} clips of the evaluation set")
     else:
         accuracy, more = _accuracy(runner, reference, data or MOTION, gates, on_corrupt, progress)
@@ -93,6 +93,11 @@ def validate(
         environment=describe_environment(),
         date=today(),
     )
+
+
+def _is_synthetic(bundle: Bundle) -> bool:
+    data = bundle.manifest["facts"].get("data")
+    return isinstance(data, dict) and data.get("synthetic") is True
 
 
 def stored_gates(bundle: Bundle) -> Gates:

@@ -42,7 +42,7 @@ class OpenVINO:
 
 @contextmanager
 def _toolchain() -> Iterator[None]:
-    """OpenVINO's exceptions in edgeact's words; it raises RuntimeError and subclasses of it."""
+    """OpenVINO's exceptions in edgeact's words; its own classes derive from Exception and RuntimeError alike."""
     try:
         with warnings.catch_warnings():
             # deep-copying the program trips over a class that torch 2.13 deprecates and still uses
@@ -50,7 +50,9 @@ def _toolchain() -> Iterator[None]:
             yield
     except ImportError as exc:
         raise MissingDependencyError("openvino", "openvino", "exporting to openvino") from exc
-    except RuntimeError as exc:
+    except OSError:
+        raise  # a full or read-only disk is not the converter's
+    except Exception as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         raise ToolchainError(f"OpenVINO could not convert this network: {lines[-1] if lines else exc!r}") from exc
 

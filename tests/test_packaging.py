@@ -81,8 +81,12 @@ def test_functions_stay_functions_when_their_modules_are_imported() -> None:
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    code = "import sys; from edgeact.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    assert python(code).splitlines()[-1] == "False"
+    lines = [
+        "import sys; from edgeact.cli import main",
+        "try: main(['--help'])",
+        "except SystemExit: print('torch' in sys.modules)",
+    ]
+    assert python("\n".join(lines)).splitlines()[-1] == "False"
 
 
 def test_the_packaged_checkpoint_is_small() -> None:

@@ -3,7 +3,7 @@
 The references read nothing but a state dict and compute in float64, so that a difference is a difference of definition.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,9 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeact.models import create_model
+from edgeact.models.c3d import C3D
 
 State = Mapping[str, Tensor]
 Three = tuple[int, int, int]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These networks are tiny: a second thread only waits, seconds a test where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def conv(x_BCTHW: Tensor, weight: Tensor, stride: Three, pad: Three, *, end: int | None = None) -> Tensor:
@@ -165,12 +175,10 @@ Reference = Callable[..., Tensor]
     ("name", "options", "reference", "arguments"),
     [
         ("ir_csn_26", {}, csn, ()),
-        ("ir_csn_50", {}, csn, ()),
         ("ip_csn_50", {}, csn, ()),
         ("resnet3d_18", {}, resnet3d, ()),
         ("mict_resnet_18", {"version": "v1"}, mict, ((1, 1, 2, 2, 2),)),
         ("mict_resnet_18", {"version": "v2"}, mict, ((1, 1, 1, 2, 1),)),
-        ("mict_resnet_18", {}, mict, ((1, 1, 2, 2, 2),)),  # defaults: the smaller one v1, the larger one v2
         ("mict_resnet_34", {}, mict, ((1, 1, 1, 2, 1),)),
     ],
 )
@@ -197,9 +205,9 @@ def test_c3d_is_its_definition_at_any_size_it_was_built_for(size: Three) -> None
 def test_c3d_features_are_the_descriptor_that_the_classifier_reads() -> None:
     net = shaken("c3d", width=0.0625, input_size=(16, 16, 16))
     clip = torch.randn(2, 3, 16, 16, 16, dtype=torch.float64)
-    features = net.get_submodule("")
+    assert isinstance(net, C3D)
     with torch.no_grad():
-        descriptor = features.features(clip)  # type: ignore[operator]
+        descriptor = net.features(clip)
         state = net.state_dict()
         logits = dense(relu(dense(descriptor, state, "fc7")), state, "fc8")
         torch.testing.assert_close(net(clip), logits, rtol=1e-9, atol=1e-9)
