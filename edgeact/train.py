@@ -112,8 +112,7 @@ def train(
         _check_batch(config, train_set, world)
         if world > 1:
             model = synchronize_batch_norm_(model, device)
-        # channels last: 1.7 times faster on a CPU (ir_csn_26, 8x64^2), and what cuDNN's tensor cores take
-        model = model.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        model = _channels_last_(model.to(device))
         run = _Run(model, config, device, rank, world, steps=len(train_set.samples) // config.batch_size)
         state_file = out.with_name(out.name + ".state")
         identity = _identity(name, options, spec, train_set, config)
@@ -148,6 +147,16 @@ def train(
         if rank == 0:
             state_file.unlink(missing_ok=True)
         return best
+
+
+def _channels_last_(model: "nn.Module") -> "nn.Module":
+    """1.7 times faster to train on a CPU (ir_csn_26, 8x64^2), and what cuDNN's tensor cores take."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return model
 
 
 def _score(row: Mapping[str, float]) -> tuple[float, float]:

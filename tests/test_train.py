@@ -13,7 +13,7 @@ from edgeact.checkpoint import load_checkpoint
 from edgeact.clip import ClipSpec
 from edgeact.data import VideoDataset, open_dataset
 from edgeact.errors import InputError
-from edgeact.models import create_model
+from edgeact.models import create_model, options_for_spec
 from edgeact.train import TrainConfig, train
 
 OPTIONS = {"width": 0.125, "dropout": 0.0}
@@ -52,6 +52,24 @@ def test_training_learns_and_writes_what_it_says(videos: Path, tiny_spec: ClipSp
     assert checkpoint.labels == open_dataset(videos, split="test").labels
     assert checkpoint.training["best"] == best
     assert not out.with_name("model.safetensors.state").exists()
+
+
+@pytest.mark.parametrize("name", ["mict_resnet_18", "resnet3d_18", "c3d"])
+def test_every_family_trains(name: str, videos: Path, tmp_path: Path) -> None:
+    spec = ClipSpec(frames=16, frame_stride=1, short_side=32, crop_height=32, crop_width=32)
+    options = {"width": 0.125, **options_for_spec(name, spec)}
+    best = train(
+        create_model(name, num_classes=12, **options),
+        name=name,
+        options=options,
+        spec=spec,
+        train_set=open_dataset(videos, split="train"),
+        val_set=open_dataset(videos, split="test"),
+        out=tmp_path / "model.safetensors",
+        config=TrainConfig(epochs=1, batch_size=12, threads=1),
+        cache=None,
+    )
+    assert np.isfinite(list(best.values())).all()
 
 
 def test_a_killed_run_resumes_to_the_same_end(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
