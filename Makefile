@@ -10,10 +10,10 @@ demo: $(VENV)/.demo-$(SOURCES)
 	$(BIN)/edgeact export --target openvino --out bundles
 
 test: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/pytest -m "not slow"
 
 test-all: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 check: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/ruff check .

@@ -178,7 +178,8 @@ def _figure(name: str, label: str, draw: Callable[["Figure", bool], None], wide_
             for axes in figure.axes:
                 _quiet(axes)
             buffer = io.StringIO()
-            canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})  # savefig would lay out twice
+            # savefig would lay out twice; print_svg has no types.
+            cast(Any, canvas).print_svg(buffer, metadata={"Date": None, "Creator": None})
         suffix = "wide" if wide else "narrow"
         parts.append(_inline(buffer.getvalue(), f"{name}-{suffix}", label, suffix))
     return "".join(parts)

@@ -27,8 +27,8 @@ OnCorrupt = Literal["skip", "error"]
 
 
 def dataset_root(data: str | Path, *, progress: bool = False) -> Path:
-    """The folder that `--data` names; `motion` is the synthetic motion set, made in the cache when absent."""
-    return motion_set(progress=progress) if str(data) == MOTION else Path(data)
+    """The folder that `--data` names; `motion` is the motion set's held-out part, made in the cache when absent."""
+    return motion_set(train_per_class=0, progress=progress) if str(data) == MOTION else Path(data)
 
 
 def balanced(dataset: VideoDataset, clips: int | None) -> VideoDataset:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import edgeact
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
+from edgeact.latency import Latency
 from edgeact.models import list_models, options_for_spec
-from edgeact.parity import Accuracy, Gates, Latency, Numerics, Placement
+from edgeact.parity import Accuracy, Gates, Numerics, Placement
 from edgeact.targets import check_precision, get_target, list_targets
 
 

@@ -74,7 +74,7 @@ def test_outputs_at_the_ends_of_the_scale() -> None:
     assert compare_outputs(ones, ones) == (EXACT_DB, 0.0, 1.0)
     assert compare_outputs(zeros, zeros) == (EXACT_DB, 0.0, 1.0)
     assert compare_outputs(zeros, ones) == (-EXACT_DB, 1.0, 0.0)
-    assert compare_outputs(ones, -ones) == (pytest.approx(-6.02, abs=0.01), 2.0, pytest.approx(-1.0))
+    assert compare_outputs(ones, -ones) == pytest.approx((-6.02, 2.0, -1.0), abs=0.01)
 
 
 def test_outputs_that_cannot_be_compared() -> None:

@@ -33,7 +33,7 @@ __all__ = ["command"]
 @click.option("--workers", type=int, default=2, show_default=True, help="Threads that prepare clips.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: torch's choice]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--train-per-class", type=click.IntRange(1), help="Size of the motion set's training part.")
+@click.option("--train-per-class", type=click.IntRange(1), help="Size of the motion set.  [default: 240]")
 @click.option("--no-cache", is_flag=True, help="Decode every epoch instead of keeping decoded frames on disk.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 @spec_options
@@ -52,7 +52,7 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     from edgeact.cli._model import find_network
     from edgeact.data import cache_dir, open_dataset
     from edgeact.errors import InputError
-    from edgeact.evaluate import MOTION, dataset_root
+    from edgeact.evaluate import MOTION
     from edgeact.motion import MOTION_SPEC, motion_set
     from edgeact.train import TrainConfig, train
 
@@ -66,10 +66,7 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     torch.manual_seed(config.seed)
     if size is not None and data != MOTION:
         raise InputError("--train-per-class sizes the synthetic set: it goes with --data motion")
-    if size is not None:
-        root = motion_set(train_per_class=size, progress=not quiet)
-    else:
-        root = dataset_root(data, progress=not quiet)
+    root = motion_set(train_per_class=size or 240, progress=not quiet) if data == MOTION else Path(data)
     base = MOTION_SPEC if data == MOTION else None  # its videos are 64 pixels small
     network = find_network(
         name=model, checkpoint=checkpoint, options=options, num_classes=None, data=data, given=given, base=base

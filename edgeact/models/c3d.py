@@ -3,7 +3,7 @@
 No BatchNorm; every convolution has a bias and a ReLU. fc6 is the paper's video descriptor.
 
            parameters   GMACs at 16x112^2, K=101
-    c3d      78.41 M       38.5
+    c3d      78.41 M       38.5   (38.5, model zoo of facebookresearch/VMZ; parameters counted by hand)
 
 Shapes: B clips, C channels, T frames, H x W pixels, K classes.
 """
@@ -18,6 +18,14 @@ from edgeact.errors import InputError
 from edgeact.models._registry import register_model
 
 __all__ = ["C3D", "c3d"]
+
+
+def _conv(channels_in: int, channels: int) -> nn.Conv3d:
+    conv = nn.Conv3d(channels_in, channels, 3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 class C3D(nn.Module):
@@ -50,25 +58,21 @@ class C3D(nn.Module):
             raise InputError(
                 f"input_size is {tuple(input_size)}: C3D pools T, H and W by 16 to 32, so 16x16x16 at least"
             )
-        channels = [max(8, round(c * width / 8) * 8) for c in (64, 128, 256, 256, 512, 512, 512, 512)]
-        features = max(8, round(4096 * width / 8) * 8)
-        names = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b")
-        for name, before, after in zip(names, [3, *channels[:-1]], channels, strict=True):
-            self.add_module(name, nn.Conv3d(before, after, 3, padding=1))
+        c1, c2, c3, c4, features = (max(8, round(c * width / 8) * 8) for c in (64, 128, 256, 512, 4096))
+        self.conv1 = _conv(3, c1)
+        self.conv2 = _conv(c1, c2)
+        self.conv3a, self.conv3b = _conv(c2, c3), _conv(c3, c3)
+        self.conv4a, self.conv4b = _conv(c3, c4), _conv(c4, c4)
+        self.conv5a, self.conv5b = _conv(c4, c4), _conv(c4, c4)
         self.pool1 = nn.MaxPool3d((1, 2, 2), (1, 2, 2))
         self.pool = nn.MaxPool3d(2, 2)
         self.pool5 = nn.MaxPool3d(2, 2, padding=(0, 1, 1))
         self.input_size = tuple(input_size)
-        self.fc6 = nn.Linear(channels[-1] * self._positions(), features)
+        self.fc6 = nn.Linear(c4 * self._positions(), features)
         self.fc7 = nn.Linear(features, features)
         self.fc8 = nn.Linear(features, num_classes)
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
 
     def _positions(self) -> int:
         """Positions T x H x W that pool5 leaves: three poolings by 2, the last one in space padded by 1."""

@@ -6,9 +6,12 @@ convolutions look around. `ir` (interaction-reduced) replaces the 3x3x3 of a Res
 
                parameters   GMACs at 32x224^2, K=400
     ir_csn_50    13.13 M      42.3
-    ir_csn_101   22.21 M      56.5   (22.1 M, table 3 of the paper)
-    ir_csn_152   29.70 M      74.1   (29.6 M, table 3)
-    ip_csn_152   33.02 M      83.3   (32.8 M, table 3)
+    ir_csn_101   22.21 M      56.5
+    ir_csn_152   29.70 M      74.0
+    ip_csn_152   33.02 M      83.3
+
+The authors publish 29.6 M and 96.7 GFLOPs for ir-152, 32.8 M and 108.8 for ip-152 (README.md of facebookresearch/VMZ):
+parameters without BatchNorm's, and multiply-accumulates that are met at 32x256^2, not at the 32x224^2 of their table.
 
 `ir_csn_26` is the compact member: blocks (2, 2, 2, 2), 26 = 2 + 3 * 8 layers as the paper counts them (figure 3).
 

@@ -10,7 +10,7 @@ that a 3D branch looks at the present and the future:
     mict_resnet_18  v1       16.05 M       12.6
     mict_resnet_18  v2       16.05 M       15.3
     mict_resnet_34  v2       26.16 M       20.5
-    (parameters: the reference repository's README; GMACs counted, pinned by tests/models)
+    (parameters: 16.05M and 26.2M in MiCT-Net-PyTorch's README; GMACs are published nowhere, they are counted)
 
 Shapes: B clips, C channels, T frames, H x W pixels, K classes; N = B * T frames.
 """
@@ -61,7 +61,7 @@ def _frames_to_batch(x_BCTHW: Tensor) -> Tensor:
 
 
 def _batch_to_frames(x_NCHW: Tensor, frames: int) -> Tensor:
-    return x_NCHW.unflatten(0, (-1, frames)).transpose(1, 2)
+    return x_NCHW.reshape(-1, frames, *x_NCHW.shape[1:]).transpose(1, 2)
 
 
 class MiCTStage(nn.Module):

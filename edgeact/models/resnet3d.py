@@ -3,7 +3,7 @@
 The layout is that of torchvision's `r3d_18`, whose published figures it must meet:
 
                   parameters   GMACs at 16x112^2, K=400
-    resnet3d_18     33.37 M       40.70
+    resnet3d_18     33.37 M       40.70   (33371472 and 40.697, R3D_18_Weights of torchvision/models/video/resnet.py)
 
 Shapes: B clips, C channels, T frames, H x W pixels, K classes.
 """

@@ -1,7 +1,6 @@
 """Peak memory of running a bundle, read in a process of its own: `python -m edgeact.runtime._memory ARTIFACT…`."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,33 @@ from pathlib import Path
 import numpy as np
 
 from edgeact.clip import ClipSpec
+from edgeact.errors import ToolchainError
 from edgeact.runtime import load_runner
 
 __all__ = ["peak_memory_mb"]
 
 
 def peak_memory_mb(runtime: str, folder: Path, spec: ClipSpec, threads: int) -> float | None:
-    """Peak resident megabytes (10^6 bytes) of a fresh process that loads the artifact and runs two clips."""
-    command = [sys.executable, "-m", "edgeact.runtime._memory", runtime, str(folder), json.dumps(spec.to_dict())]
+    """Peak resident megabytes (10^6 bytes) of a fresh process that loads the artifact and runs two clips.
+
+    None where the system does not tell (Windows has no getrusage).
+
+    Raises:
+        ToolchainError: The fresh process could not run the artifact.
+    """
+    if sys.platform == "win32":
+        return None
+    command = [sys.executable, "-P", "-m", "edgeact.runtime._memory", runtime, str(folder), json.dumps(spec.to_dict())]
     done = subprocess.run([*command, str(threads)], capture_output=True, text=True, check=False)
-    return float(done.stdout) if done.returncode == 0 else None
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise ToolchainError(f"a fresh process could not run the artifact in {folder}: {last[0]}")
+    return float(done.stdout)
 
 
 if __name__ == "__main__":
+    import resource
+
     clip_spec = ClipSpec.from_dict(json.loads(sys.argv[3]))
     runner = load_runner(sys.argv[1], Path(sys.argv[2]), clip_spec, int(sys.argv[4]))
     for _ in range(2):

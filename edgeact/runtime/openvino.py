@@ -38,7 +38,7 @@ class Runner:
         except ImportError as exc:
             raise MissingDependencyError("openvino", "openvino", "running this bundle") from exc
         self.threads = threads or os.cpu_count() or 1
-        self.version = str(ov.get_version())
+        self.version = str(ov.get_version()).partition("-")[0]  # without the build's hash
         self._tensor = ov.Tensor
         config = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -47,7 +47,7 @@ def test_the_counter_knows_groups_and_depth() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "classes", "size", "parameters", "macs"),
     [
-        # the headers of the model files; ir-152 is given as 74.1 there and counts 74.046
+        # the headers of the model files; the design says 74.1 for ir-152, which counts 74.046
         ("ir_csn_50", {}, 400, CSN_INPUT, 13.13, 42.3),
         ("ir_csn_101", {}, 400, CSN_INPUT, 22.21, 56.5),
         ("ir_csn_152", {}, 400, CSN_INPUT, 29.70, 74.05),
