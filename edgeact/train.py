@@ -178,7 +178,7 @@ def _device(name: str) -> "torch.device":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as exc:
         raise InputError(f"device {name!r} cannot be used: {str(exc).splitlines()[0]}") from exc
-    if device.type == "cuda" and device.index is None:
+    if name == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 

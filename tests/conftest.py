@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgeact.clip import ClipSpec
 from edgeact.motion import write_motion_set
+
+# Two test processes that each use every core wait for one another's threads: milliseconds become seconds.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,17 +33,19 @@ def build_model(name: str, *, num_classes: int, options: Mapping[str, Any]) -> n
         sys.path.insert(0, here)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as exc:
-        raise InputError(f"--model {name}: {exc}; write it as package.module:factory") from exc
+    except Exception as exc:  # importing runs the user's own code, which may raise anything
+        kind = "" if isinstance(exc, ImportError | AttributeError) else f"{type(exc).__name__}: "
+        raise InputError(f"--model {name}: {kind}{exc}; write it as package.module:factory") from exc
     if not callable(factory):
         raise InputError(f"--model {name}: {attribute} is a {type(factory).__name__}, not a function or class")
     arguments = dict(options)
     if "num_classes" in inspect.signature(factory).parameters:
         arguments["num_classes"] = num_classes
     try:
-        model = factory(**arguments)
+        inspect.signature(factory).bind(**arguments)
     except TypeError as exc:
         raise InputError(f"--model {name}: the factory does not take {sorted(arguments)} ({exc})") from exc
+    model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise InputError(f"--model {name} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model
