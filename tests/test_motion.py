@@ -34,7 +34,7 @@ def test_real_files_with_a_split(folder):
     assert train.labels == test.labels == MOTION_CLASSES
     assert (len(train.samples), len(test.samples)) == (16 * len(MOTION_CLASSES), 8 * len(MOTION_CLASSES))
     grid = load_grid(test.samples[0], MOTION_SPEC, None)
-    assert grid.shape == (16, 72, 72, 3)
+    assert grid.shape == (16, motion._SIDE, motion._SIDE, 3)
     assert not [path for path in folder.parent.iterdir() if path != folder]
 
 
@@ -49,7 +49,7 @@ def test_deterministic_whatever_the_threads_and_the_size(folder, tmp_path):
 
 def steps(name, pose, count=200):
     """Change of one pose (x, y, angle, log radius) from frame to frame over many clips, on its torus."""
-    period = (72, 72, 2 * np.pi, np.log(motion._RADIUS_MAX / motion._RADIUS_MIN))[pose]
+    period = (motion._SIDE, motion._SIDE, 2 * np.pi, np.log(motion._RADIUS_MAX / motion._RADIUS_MIN))[pose]
     poses = np.stack([motion._poses(name, np.random.default_rng([1, i]))[pose] for i in range(count)])
     change = np.diff(np.log(poses) if pose == 3 else poses, axis=1)
     return (change + period / 2) % period - period / 2
@@ -77,7 +77,7 @@ def test_poses_of_a_frame_have_one_distribution(frame):
     for index, name in enumerate(MOTION_CLASSES):
         drawn = [motion._poses(name, np.random.default_rng([index, i])) for i in range(600)]
         x, y, angle, radius = np.array([[axis[frame] for axis in pose] for pose in drawn]).T
-        poses[name] = np.stack([x / 72, y / 72, angle / (2 * np.pi) % 1, np.log(radius)])
+        poses[name] = np.stack([x / motion._SIDE, y / motion._SIDE, angle / (2 * np.pi) % 1, np.log(radius)])
         poses[name][3] = (poses[name][3] - np.log(12)) / np.log(32 / 12)
     limit = 2.23 / np.sqrt(600)  # Kolmogorov-Smirnov against uniform: one in 10 000
     for values in itertools.chain.from_iterable(poses.values()):
@@ -100,7 +100,7 @@ def motion_features(grids):
     gy, gx = np.gradient((gray[:, 1:] + gray[:, :-1]) / 2, axis=(2, 3))
     energy = np.abs(change)
     total = energy.sum((2, 3), keepdims=True) + 1e-6
-    axis = np.arange(72.0)
+    axis = np.arange(float(motion._SIDE))
     x = axis[None, None, None] - (energy * axis[None, None, None]).sum((2, 3), keepdims=True) / total
     y = axis[None, None, :, None] - (energy * axis[None, None, :, None]).sum((2, 3), keepdims=True) / total
     norm = (gx**2 + gy**2).sum((2, 3)) + 1e-6

@@ -23,7 +23,7 @@ def table(shown: Report, width: int = 80) -> str:
 
 def test_importing_the_report_is_light() -> None:
     code = "import edgeact.report, sys; print([m for m in ('rich', 'jinja2', 'matplotlib', 'av') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "[]"
 
 

@@ -63,9 +63,20 @@ def find_network(
     if checkpoint is None and name is not None:
         return _untrained(name, options, num_classes, data, given, base, progress)
     file = Path(checkpoint) if checkpoint is not None else packaged_checkpoint()
-    if file.suffix in {".pt", ".pth", ".tar", ".bin"}:
+    if file.suffix in {".pt", ".pth", ".tar", ".bin"} or (name is not None and _plain_safetensors(file)):
         return _public(file, name, options, num_classes, data, given, progress)
     return _trained(load_checkpoint(file), file, name, options, given)
+
+
+def _plain_safetensors(file: Path) -> bool:
+    """Whether these are tensors without edgeact's metadata; what cannot be read is left for `load_checkpoint`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as reader:
+            return "edgeact" not in (reader.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def require_torch() -> None:

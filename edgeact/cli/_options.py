@@ -62,7 +62,7 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
         raise InputError("--stride and --fps are two ways to sample one video: give one of them")
     if taken["crop"] is not None:
         height, _, width = taken["crop"].partition("x")
-        if not height.isdigit() or not (width.isdigit() or not width):
+        if not height.isdecimal() or not (width.isdecimal() or not width):
             raise InputError(f"--crop {taken['crop']!r}: write 112 or 112x160 (height x width, in pixels)")
         fields["crop_height"], fields["crop_width"] = int(height), int(width or height)
     for name in ("mean", "std"):
@@ -98,6 +98,8 @@ def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise InputError(f"--option {pair!r}: write it as name=value, such as width=0.5")
+        if key == "num_classes":
+            raise InputError(f"--option {pair!r}: the data or --num-classes say how many classes there are")
         try:
             options[key] = json.loads(value)
         except json.JSONDecodeError:

@@ -66,6 +66,8 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     torch.manual_seed(config.seed)
     if size is not None and data != MOTION:
         raise InputError("--train-per-class sizes the synthetic set: it goes with --data motion")
+    if Path(out).is_dir():
+        raise InputError(f"--out {out} is a folder: give the file to write, as {Path(out) / 'model.safetensors'}")
     root = motion_set(train_per_class=size or 240, progress=not quiet) if data == MOTION else Path(data)
     base = MOTION_SPEC if data == MOTION else None  # its videos are 64 pixels small
     network = find_network(

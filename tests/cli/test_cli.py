@@ -1,0 +1,659 @@
+"""The command line: what it prints, what it exits with, and that a mistake is one line that leaves nothing behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgeact
+from edgeact.cli import main
+from edgeact.models import list_models
+from edgeact.run import classify_video
+from edgeact.video import write_video
+
+SPEC = ("--frames", "4", "--stride", "2", "--short-side", "36", "--crop", "32")
+TINY = ("--model", "ir_csn_26", "--option", "width=0.125")
+QUICK = ("--target", "openvino", "--threads", "1", "--rounds", "1", "--quiet")
+OPEN_GATES = ("--min-sqnr", "60", "--min-agreement", "0", "--max-drop", "100")
+TRAIN = ("--epochs", "1", "--batch-size", "8", "--threads", "1", "--quiet")
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+Edgeact = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """What `main` changes in its process, put back."""
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Edgeact:
+    def call(*arguments: str | Path) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return Done(stopped.value.code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Edgeact) -> Callable[..., str]:
+    """The one line of a refused command, on stderr and nothing on stdout."""
+
+    def call(*arguments: str | Path) -> str:
+        done = run(*arguments)
+        assert (done.status, done.out) == (2, ""), done
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1
+        return done.err
+
+    return call
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def bundle(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a tiny untrained network, exported by the command line."""
+    out = tmp_path_factory.mktemp("cli-bundles")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", *TINY, *SPEC, *QUICK, *OPEN_GATES, "--data", str(videos), "--out", str(out), "--name", "tiny"])
+    signal.signal(signal.SIGTERM, handler)
+    assert stopped.value.code == 0
+    return out / "tiny"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("cli-checkpoint") / "tiny.safetensors"
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *TINY, *SPEC, *TRAIN, "--data", str(videos), "--out", str(file)])
+    signal.signal(signal.SIGTERM, handler)
+    assert stopped.value.code == 0
+    return file
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+@pytest.fixture
+def damaged(videos: Path, tmp_path: Path) -> Path:
+    """The videos, of which one held-out file is rubbish."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(videos, folder)
+    rows = [row.split(",") for row in (folder / "split.csv").read_text().splitlines()]
+    (folder / next(path for path, *_, split in rows if split == "test")).write_bytes(b"no video" * 100)
+    return folder
+
+
+def first_test_clip(videos: Path) -> Path:
+    rows = [row.split(",") for row in (videos / "split.csv").read_text().splitlines()]
+    return videos / next(path for path, *_, split in rows if split == "test")
+
+
+# What is asked
+
+
+def test_no_command_prints_the_help(run: Edgeact) -> None:
+    done = run()
+    assert done.status == 2
+    assert "Usage: edgeact" in done.err
+    done = run("--help")
+    assert done.status == 0
+    assert all(verb in done.out for verb in ("export", "models", "run", "targets", "train", "validate"))
+    assert run("--version").out.strip() == f"edgeact, version {edgeact.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exprot"], "unknown command 'exprot': did you mean 'export'?"),
+        (["export", "--target", "openvin"], "unknown target 'openvin': did you mean 'openvino'?"),
+        (["export", *QUICK, "--precision", "fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
+        (["export", *QUICK, "--precision", "int8"], "target 'openvino' does not export int8: allowed: fp32, fp16"),
+        (["export", *QUICK, "--model", "ir_csn_25"], "unknown model 'ir_csn_25': did you mean 'ir_csn_26'?"),
+        (["export"], "Missing option '--target'"),
+        (["export", *QUICK, "--no-such"], "No such option"),
+        (["export", *QUICK, "--clips", "0"], "--clips"),
+        (["export", *QUICK, *TINY, *SPEC, "--option", "width"], "--option 'width': write it as name=value"),
+        (["export", *QUICK, *TINY, *SPEC, "--option", "a b=1"], "--option 'a b=1': write it as name=value"),
+        (["export", *QUICK, *TINY, *SPEC, "--option", "num_classes=3"], "the data or --num-classes say"),
+        (["export", *QUICK, *TINY, *SPEC, "--option", "width=abc"], "does not take these options"),
+        (["export", *QUICK, *TINY, *SPEC, "--option", "width=-1"], "width is -1: it must be a multiple from"),
+        (["export", *QUICK, *TINY, *SPEC, "--option", "depth=3"], "does not take these options"),
+        (["export", *QUICK, *TINY, *SPEC, "--fps", "10"], "--stride and --fps are two ways to sample one video"),
+        (["export", *QUICK, *TINY, "--crop", "1x2x3"], "--crop '1x2x3': write 112 or 112x160"),
+        (["export", *QUICK, *TINY, "--crop", "²"], "--crop '²': write 112 or 112x160"),
+        (["export", *QUICK, *TINY, "--crop", "x32"], "--crop 'x32': write 112 or 112x160"),
+        (["export", *QUICK, *TINY, "--mean", "abc"], "--mean 'abc': write three numbers, as 0.45,0.45,0.45"),
+        (["export", *QUICK, *TINY, "--std", "1,2"], "ClipSpec.std is (1.0, 2.0): it must be three finite numbers"),
+        (["export", *QUICK, *TINY, "--std", "0,1,1"], "every value must be positive"),
+        (["export", *QUICK, *TINY, "--frames", "0"], "ClipSpec.frames is 0"),
+        (["export", *QUICK, *TINY, "--fps", "nan"], "ClipSpec.sample_fps is nan"),
+        (["export", *QUICK, *TINY, *SPEC, "--crop", "40x32"], "the crop must not be larger than short_side"),
+        (["export", *QUICK, *TINY, *SPEC, "--min-agreement", "2"], "min_agreement is 2.0: it is a share of clips"),
+        (["export", *QUICK, *TINY, *SPEC, "--min-sqnr", "nan"], "min_sqnr_db is nan"),
+        (["export", *QUICK, *TINY, *SPEC, "--name", "../x"], "a bundle cannot be named '../x'"),
+        (["export", *QUICK, *TINY, *SPEC, "--num-classes", "5"], "the model has 5 outputs, the data 12 classes"),
+        (["export", *QUICK, *TINY, *SPEC, "--clips", "3"], "--clips 3 is fewer than the 12 classes"),
+    ],
+)
+def test_what_cannot_be_asked(
+    arguments: list[str], message: str, videos: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    known = ["--data", str(videos), "--out", str(out)] if arguments[0] == "export" and len(arguments) > 1 else []
+    assert message in refused(*arguments, *known)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs is 0: it must be at least 1"),
+        (["--batch-size", "1000"], "batch_size 1000 is more than the 24 training clips"),
+        (["--min-scale", "2"], "min_scale"),
+        (["--optimizer", "adam"], "'adam' is not one of 'adamw', 'sgd'"),
+        (["--device", "warp"], "device 'warp' cannot be used"),
+        (["--resume"], "--resume: there is no unfinished run at"),
+        (["--train-per-class", "3"], "--train-per-class sizes the synthetic set: it goes with --data motion"),
+        (["--model", "c4d"], "unknown model 'c4d': did you mean 'c3d'?"),
+    ],
+)
+def test_what_cannot_be_trained(
+    arguments: list[str], message: str, videos: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out" / "m.safetensors"
+    assert message in refused("train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out, *arguments)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_training_onto_a_folder(videos: Path, tmp_path: Path, refused: Refused) -> None:
+    error = refused("train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", tmp_path)
+    assert f"--out {tmp_path} is a folder: give the file to write" in error
+    assert not list(tmp_path.iterdir())
+
+
+# Data
+
+
+def test_data_that_is_not_there(videos: Path, tmp_path: Path, refused: Refused) -> None:
+    out, empty, hole = tmp_path / "out", tmp_path / "empty", tmp_path / "hole"
+    empty.mkdir()
+    shutil.copytree(next(folder for folder in videos.iterdir() if folder.is_dir()), hole / "a" / "b")
+    (hole / "c").mkdir()
+    for folder, message in (
+        (tmp_path / "missing", f"{tmp_path / 'missing'}: no such folder"),
+        (first_test_clip(videos), "is a file; give a folder"),
+        (empty, f"{empty}: no class folders"),
+        (hole, f"{hole / 'c'}: the class 'c' has no clips"),
+    ):
+        assert message in refused("export", *TINY, *SPEC, *QUICK, "--data", folder, "--out", out)
+        trained = out / "m.safetensors"
+        assert message in refused("train", *TINY, *SPEC, *TRAIN, "--data", folder, "--out", trained)
+    assert not out.exists()
+
+
+def test_a_corrupt_video_is_fatal_or_skipped(damaged: Path, tmp_path: Path, run: Edgeact, refused: Refused) -> None:
+    out, bad = tmp_path / "out", first_test_clip(damaged)
+    arguments = ("export", *TINY, *SPEC, *QUICK, *OPEN_GATES, "--data", damaged, "--out", out)
+    assert f"{bad}: not a video that can be read" in refused(*arguments)
+    assert not out.exists()
+    done = run(*arguments, "--skip-corrupt", "--json")
+    assert done.status == 0, done.err
+    report = json.loads(done.out)
+    assert report["accuracy"]["n"] == 23
+    assert [note for note in report["notes"] if note.startswith(f"skipped: {bad}: not a video")]
+    trained = tmp_path / "trained" / "m.safetensors"
+    assert f"{bad}: not a video" in refused("train", *TINY, *SPEC, *TRAIN, "--data", damaged, "--out", trained)
+    assert not [file for file in tmp_path.glob("trained/*")]
+
+
+def test_validate_with_a_corrupt_video(bundle: Path, damaged: Path, run: Edgeact, refused: Refused) -> None:
+    bad = first_test_clip(damaged)
+    arguments = ("validate", bundle, "--data", damaged, "--threads", "1", "--rounds", "1", "--quiet")
+    assert f"{bad}: not a video" in refused(*arguments)
+    report = json.loads(run(*arguments, "--skip-corrupt", "--json").out)
+    assert report["accuracy"]["n"] == 23
+    assert [note for note in report["notes"] if note.startswith(f"skipped: {bad}: not a video")]
+
+
+# Checkpoints
+
+
+def test_files_that_are_no_checkpoint(videos: Path, tmp_path: Path, refused: Refused) -> None:
+    out = tmp_path / "out"
+    arguments = ("export", *SPEC, *QUICK, "--data", videos, "--out", out, "--checkpoint")
+    rubbish, pickle = tmp_path / "rubbish.safetensors", tmp_path / "rubbish.pt"
+    for file in (rubbish, pickle):
+        file.write_bytes(b"\x80\x04rubbish" * 50)
+    assert f"checkpoint {tmp_path / 'no.safetensors'} does not exist" in refused(
+        *arguments, tmp_path / "no.safetensors"
+    )
+    assert f"checkpoint {tmp_path} is a folder" in refused(*arguments, tmp_path)
+    assert f"{rubbish} is not a safetensors checkpoint" in refused(*arguments, rubbish)
+    assert f"{rubbish} is not a safetensors checkpoint" in refused(*arguments, rubbish, "--model", "c3d")
+    assert f"{pickle} holds weights alone: give --model" in refused(*arguments, pickle)
+    assert f"{pickle} holds no weights that can be read safely" in refused(*arguments, pickle, "--model", "c3d")
+    assert not out.exists()
+
+
+def test_a_checkpoint_of_another_model(
+    checkpoint: Path, videos: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("export", *QUICK, "--data", videos, "--out", out, "--checkpoint")
+    assert f"{checkpoint} holds a 'ir_csn_26', not a 'c3d': leave --model out" in refused(
+        *arguments, checkpoint, "--model", "c3d"
+    )
+    assert f"{checkpoint} fixes the model's options ({{'width': 0.125}}): leave --option out" in refused(
+        *arguments, checkpoint, "--option", "width=0.5"
+    )
+    import dataclasses
+
+    saved = edgeact.load_checkpoint(checkpoint)
+    other = tmp_path / "other.safetensors"
+    edgeact.save_checkpoint(other, dataclasses.replace(saved, options={"width": 0.25}))
+    assert f"{other} holds weights of another model: " in refused(*arguments, other)
+    edgeact.save_checkpoint(other, dataclasses.replace(saved, model="evil:factory"))
+    assert f"{other} names code of its own: allow it with --model evil:factory" in refused(*arguments, other)
+    torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "weights.pt")
+    error = refused(*arguments, tmp_path / "weights.pt", "--model", "ir_csn_26")
+    assert f"{tmp_path / 'weights.pt'}: these are no weights of 'ir_csn_26'" in error
+    assert not out.exists()
+
+
+def test_a_checkpoint_of_other_classes(checkpoint: Path, videos: Path, tmp_path: Path, refused: Refused) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(videos, data)
+    table = data / "split.csv"
+    table.write_text(table.read_text().replace(",left,", ",leftwards,"))
+    error = refused("export", *QUICK, "--data", data, "--out", out, "--checkpoint", checkpoint)
+    assert "the model knows 'left', which the data lacks; the data has 'leftwards'" in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_plain_weights_need_their_model(
+    suffix: str, checkpoint: Path, videos: Path, tmp_path: Path, run: Edgeact, refused: Refused
+) -> None:
+    from safetensors.torch import save_file
+
+    plain = tmp_path / f"plain{suffix}"
+    state = dict(edgeact.load_checkpoint(checkpoint).state)
+    save_file(state, plain) if suffix == ".safetensors" else torch.save(state, plain)
+    arguments = ("export", *SPEC, *QUICK, *OPEN_GATES, "--data", videos, "--out", tmp_path / "out")
+    assert "give --model" in refused(*arguments, "--checkpoint", plain)
+    assert run(*arguments, *TINY, "--clips", "12", "--checkpoint", plain).status == 0
+
+
+# A network of the user's
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "cli_nets.py").write_text(
+        "from torch import nn\n\n\n"
+        "def pooled(num_classes, width=4):\n"
+        "    layers = nn.Conv3d(3, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*layers, nn.Linear(width, num_classes))\n\n\n"
+        "def text(num_classes):\n    return 'a network'\n\n\nNUMBER = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("cli_nets", None)
+
+
+def test_a_users_network(project: Path, videos: Path, run: Edgeact) -> None:
+    arguments = ("--model", "cli_nets:pooled", "--option", "width=6", *SPEC, *QUICK, *OPEN_GATES, "--data", videos)
+    done = run("export", *arguments, "--clips", "12", "--json")
+    assert done.status == 0, done.err
+    report = json.loads(done.out)
+    assert report["model"] == "cli_nets:pooled"
+    assert (project / "bundles" / "pooled-openvino-fp32" / "manifest.json").is_file()
+    done = run("run", Path("bundles") / "pooled-openvino-fp32", first_test_clip(videos), "--threads", "1")
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:net", "No module named 'no_such_module'; write it as package.module:factory"),
+        ("cli_nets:other", "has no attribute 'other'; write it as package.module:factory"),
+        ("cli_nets:NUMBER", "NUMBER is a int, not a function or class"),
+        ("cli_nets:text", "cli_nets:text returned a str: it must return a torch.nn.Module"),
+        ("cli_nets:pooled --option depth=1", "the factory does not take ['depth', 'num_classes']"),
+    ],
+)
+def test_factories_that_cannot_be_used(name: str, message: str, project: Path, videos: Path, refused: Refused) -> None:
+    assert message in refused("export", "--model", *name.split(), *SPEC, *QUICK, "--data", videos)
+    assert not (project / "bundles").exists()
+
+
+# Bundles
+
+
+def edit(manifest: Path, change: Callable[[dict[str, object]], None]) -> None:
+    """Change a manifest and seal it again, as an attacker would."""
+    from edgeact.bundle import _digest
+
+    fields = json.loads(manifest.read_text())
+    change(fields)
+    manifest.write_text(json.dumps(fields | {"digest": _digest(fields)}))
+
+
+@pytest.mark.parametrize("verb", ["validate", "run"])
+def test_bundles_that_are_refused(verb: str, copy: Path, videos: Path, tmp_path: Path, refused: Refused) -> None:
+    video = (first_test_clip(videos),) if verb == "run" else ()
+    assert "is not a bundle: it is not a folder" in refused(verb, tmp_path / "nothing", *video)
+    assert "is not a bundle: it holds no manifest.json" in refused(verb, tmp_path, *video)
+    weights = copy / "model.bin"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert f"{copy} is damaged: model.bin has changed since the export" in refused(verb, copy, *video)
+    weights.write_bytes(whole)
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest.replace('"precision": "fp32"', '"precision": "fp16"'))
+    assert "manifest.json is damaged: it has changed since the export" in refused(verb, copy, *video)
+    for outside in ("../secret", "/etc/passwd"):
+        (copy / "manifest.json").write_text(manifest)
+        edit(copy / "manifest.json", lambda fields, name=outside: fields["files"].update({name: "0" * 64}))
+        assert f"{copy} points outside its folder, at {outside!r}: refused" in refused(verb, copy, *video)
+
+
+def test_a_damaged_bundle_leaves_no_report(copy: Path, tmp_path: Path, refused: Refused) -> None:
+    (copy / "model.bin").unlink()
+    assert f"{copy} lacks model.bin" in refused("validate", copy, "--html", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+# What works
+
+
+def test_models(run: Edgeact, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = json.loads(run("models", "--json").out)
+    assert [row["name"] for row in listed] == list_models()
+    assert all(row["spec"] == edgeact.ClipSpec.from_dict(row["spec"]).to_dict() for row in listed)
+    table = run("models").out
+    assert all(name in table for name in list_models())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "building a network needs torch, which is not installed: pip install 'edgeact[export]'" in refused("models")
+
+
+def test_targets(run: Edgeact) -> None:
+    (row,) = (row for row in json.loads(run("targets", "--json").out) if row["name"] == "openvino")
+    assert row["precisions"][:2] == ["fp32", "fp16"]
+    assert (row["form"], row["runs_here"], row["install"]) == ("volumetric", True, None)
+    assert "openvino" in run("targets").out
+
+
+def test_export_prints_its_report_and_missed_gates_exit_with_1(videos: Path, tmp_path: Path, run: Edgeact) -> None:
+    arguments = ("export", *TINY, *SPEC, *QUICK, *OPEN_GATES, "--data", videos, "--out", tmp_path, "--clips", "12")
+    done = run(*arguments, "--json")
+    assert (done.status, done.err) == (0, "")
+    report = json.loads(done.out)
+    folder = tmp_path / "ir_csn_26-openvino-fp32"
+    assert report == json.loads((folder / "report.json").read_text())
+    assert report["held"]
+    assert report["latency"]["threads"] == 1
+    assert any("no checkpoint was given" in note for note in report["notes"])
+    assert edgeact.open_bundle(folder).manifest["facts"]["options"]["width"] == 0.125
+    done = run(*arguments, "--min-sqnr", "149")
+    assert done.status == 1
+    assert str(folder) in done.out
+    assert "SQNR" in done.out
+    assert "149" in done.out
+    assert edgeact.open_bundle(folder).manifest["facts"]["held"] is False  # the same name was replaced
+    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_trained_checkpoint_is_exported_with_its_contract(
+    checkpoint: Path, videos: Path, tmp_path: Path, run: Edgeact
+) -> None:
+    arguments = ("export", *QUICK, *OPEN_GATES, "--data", videos, "--out", tmp_path, "--checkpoint", checkpoint)
+    done = run(*arguments, "--clips", "12", "--crop", "28x32", "--json")
+    assert done.status == 0, done.err
+    assert any("ClipSpec differs from the checkpoint's" in note for note in json.loads(done.out)["notes"])
+    opened = edgeact.open_bundle(tmp_path / "ir_csn_26-openvino-fp32")
+    assert opened.spec.clip_shape == (4, 28, 32, 3)
+    assert opened.manifest["facts"]["training"]["config"]["epochs"] == 1
+
+
+def test_validate(bundle: Path, tmp_path: Path, run: Edgeact) -> None:
+    page = tmp_path / "report.html"
+    arguments = ("validate", bundle, "--threads", "1", "--rounds", "1", "--quiet")
+    done = run(*arguments, "--json", "--html", page)
+    assert (done.status, done.err) == (0, "")
+    report = json.loads(done.out)
+    assert report["held"]
+    assert report["accuracy"] == {"not_measured": "give --data to run the 24 clips of the evaluation set"}
+    assert "<html" in page.read_text()
+    done = run(*arguments, "--min-sqnr", "149")
+    assert done.status == 1
+    assert f"bundle  {bundle}" in done.out
+
+
+def test_run_prints_windows_and_saves_the_labelled_video(
+    bundle: Path, videos: Path, tmp_path: Path, run: Edgeact
+) -> None:
+    import av
+
+    def frames(file: Path) -> list[tuple[int, int]]:
+        with av.open(file) as container:
+            return [(frame.width, frame.height) for frame in container.decode(video=0)]
+
+    video, saved = first_test_clip(videos), tmp_path / "out.mp4"
+    done = run("run", bundle, video, "--threads", "1", "--json", "--save", saved)
+    assert done.status == 0, done.err
+    assert done.err == f"wrote {saved}\n"
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert all(len(row["scores"]) == 3 and row["start_s"] < row["end_s"] for row in rows)
+    assert frames(saved) == frames(video)
+    every = [
+        json.loads(line)
+        for line in run("run", bundle, video, "--json", "--hop", "1", "--top", "12").out.split("\n")[:-1]
+    ]
+    assert len(every) > len(rows)
+    assert sum(score for _, score in every[0]["scores"]) == pytest.approx(1)
+    text = run("run", bundle, video, "--threads", "1").out
+    assert text.splitlines()[0].endswith("  ".join(f"{label} {score:.3f}" for label, score in rows[0]["scores"]))
+
+
+def test_run_refuses(
+    bundle: Path, videos: Path, tmp_path: Path, refused: Refused, run: Edgeact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = shutil.copy(first_test_clip(videos), tmp_path / "video.mp4")
+    rubbish = tmp_path / "rubbish.mp4"
+    rubbish.write_bytes(b"no video" * 100)
+    assert "no such file" in refused("run", bundle, tmp_path / "no.mp4")
+    assert f"{rubbish}: not a video that can be read" in refused("run", bundle, rubbish)
+    assert "--hop" in refused("run", bundle, video, "--hop", "0")
+    before = sorted(tmp_path.iterdir())
+
+    def last_line(*arguments: str | Path) -> str:
+        done = run("run", bundle, video, "--threads", "1", *arguments)
+        assert done.status == 2
+        assert done.err.count("\n") == 1
+        return done.err
+
+    assert f"error: --save {video} is the video itself: give another file" in last_line("--save", video)
+    missing = tmp_path / "no" / "out.mp4"
+    assert f"error: --save {missing}: the folder {missing.parent} does not exist" in last_line("--save", missing)
+    assert "FFmpeg writes no .xyz files" in last_line("--save", tmp_path / "out.xyz")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert "drawing labels on a video needs pillow" in last_line("--save", tmp_path / "out.mp4")
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(edgeact.InputError, match="top is 0: at least one label is given per window"):
+        next(classify_video(edgeact.load(bundle, threads=1), video, hop=1, top=0))
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A folder on a file system of so many kilobytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(["mount", *options], capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command to make a small file system with")
+        if done.returncode != 0:
+            pytest.skip(f"a small file system may not be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for mounted_folder in mounted:
+        subprocess.run(["umount", str(mounted_folder)], check=True)
+
+
+# 200 kB hold no model.bin; 600 kB hold it and not what follows
+@pytest.mark.parametrize("kilobytes", [200, 600, 640])
+def test_export_to_a_full_disk(
+    kilobytes: int, videos: Path, small_disk: Callable[[int], Path], refused: Refused
+) -> None:
+    disk = small_disk(kilobytes)
+    refused("export", *TINY, *SPEC, *QUICK, "--data", videos, "--out", disk / "out", "--clips", "12")
+    assert not list(disk.iterdir())
+
+
+# 200 kB hold no checkpoint; 700 kB hold it and not the state that follows
+@pytest.mark.parametrize("kilobytes", [200, 700])
+def test_train_to_a_full_disk(
+    kilobytes: int, videos: Path, small_disk: Callable[[int], Path], refused: Refused
+) -> None:
+    disk = small_disk(kilobytes)
+    out = disk / "m.safetensors"
+    assert "space" in refused("train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out).lower()
+    assert {file.name for file in disk.iterdir()} <= {"m.safetensors"}
+
+
+def test_a_labelled_video_to_a_full_disk(
+    bundle: Path, videos: Path, small_disk: Callable[[int], Path], run: Edgeact
+) -> None:
+    disk = small_disk(8)
+    done = run("run", bundle, first_test_clip(videos), "--threads", "1", "--save", disk / "out.mp4")
+    assert done.status == 2
+    assert "error: No space left on device" in done.err
+    assert not list(disk.iterdir())
+
+
+# Ctrl-C and kill
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, which children inherit
+START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from edgeact.cli import main; main(sys.argv[1:])"
+)
+STARTS_SLOWLY_S = 120  # seconds until a busy machine reaches the stage that is interrupted
+
+
+def interrupt(arguments: Sequence[str | Path], reached: Callable[[], object], number: signal.Signals) -> Done:
+    """Start a command, signal it once `reached()` is true, and see it end."""
+    command = [sys.executable, "-c", START, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            deadline = time.monotonic() + STARTS_SLOWLY_S
+            while not reached():
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return Done(process.returncode, out, err)
+
+
+def assert_interrupted(done: Done) -> None:
+    assert (done.status, done.err) == (2, "error: interrupted: nothing half-written was left behind\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(number: signal.Signals, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = interrupt(
+        ["export", *TINY, *SPEC, *QUICK, "--rounds", "10000000", "--data", videos, "--out", out],
+        lambda: list(out.glob(".*.partial/model.bin")),
+        number,
+    )
+    assert_interrupted(done)
+    assert done.out == ""
+    assert not out.exists()
+
+
+def test_an_interrupted_training_can_be_resumed(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    metrics = tmp_path / "m.safetensors.metrics.jsonl"
+    arguments = ["train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out, "--epochs", "100000"]
+    assert_interrupted(interrupt(arguments, metrics.exists, signal.SIGINT))
+    names = {"m.safetensors", "m.safetensors.state", "m.safetensors.metrics.jsonl"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    epochs = len(metrics.read_text().splitlines())
+    resumed = [*arguments, "--resume"]
+    done = interrupt(resumed, lambda: len(metrics.read_text().splitlines()) > epochs, signal.SIGINT)
+    assert_interrupted(done)
+    rows = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    assert rows == list(range(len(rows)))
+
+
+def test_an_interrupted_validate(bundle: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, page = tmp_path / "cache", tmp_path / "report.html"
+    monkeypatch.setenv("EDGEACT_CACHE", str(cache))  # its first clip tells that work has begun
+    arguments = ["validate", bundle, "--data", videos, "--rounds", "10000000", "--threads", "1", "--quiet"]
+    done = interrupt([*arguments, "--html", page], lambda: len(list(cache.rglob("*.npy"))) == 24, signal.SIGINT)
+    assert_interrupted(done)
+    assert done.out == ""
+    assert not page.exists()
+    assert not list(cache.rglob("*.part"))
+
+
+def test_an_interrupted_run(bundle: Path, tmp_path: Path) -> None:
+    long, saved = tmp_path / "long.mp4", tmp_path / "saved" / "out.mp4"
+    saved.parent.mkdir()
+    frame = np.zeros((64, 64, 3), np.uint8)
+    write_video(long, (frame for _ in range(6000)), 25, options={"preset": "ultrafast"})
+    arguments = ["run", bundle, long, "--threads", "1", "--hop", "2000", "--save", saved]
+    done = interrupt(arguments, lambda: list(saved.parent.iterdir()), signal.SIGINT)
+    assert_interrupted(done)
+    assert len(done.out.splitlines()) > 2
+    assert not list(saved.parent.iterdir())
