@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["cpu_name", "describe_environment", "today"]
+__all__ = ["busy_note", "cpu_name", "describe_environment", "today"]
 
 _TOOLS = ("edgeact", "torch", "openvino", "onnx", "numpy", "av")
 
@@ -19,6 +19,14 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def busy_note() -> tuple[str, ...]:
+    """A remark for the report when other programs compete for the cores, which no interleaving can undo."""
+    cores = os.cpu_count() or 1
+    if not hasattr(os, "getloadavg") or os.getloadavg()[0] <= cores + 0.5:
+        return ()
+    return (f"the machine was busy (load {os.getloadavg()[0]:.1f} on {cores} cores): its latencies are disturbed",)
 
 
 def describe_environment() -> dict[str, str]:

@@ -31,7 +31,7 @@ from edgeact.bundle import (
 )
 from edgeact.clip import ClipSpec, normalize, scale_and_offset
 from edgeact.data import Sample
-from edgeact.environment import cpu_name, describe_environment, today
+from edgeact.environment import busy_note, cpu_name, describe_environment, today
 from edgeact.errors import InputError, ToolchainError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
@@ -168,7 +168,7 @@ def export(
             latency=latency,
             placement=placement,
             gates=gates,
-            notes=(*notes, *_notes(evaluation)),
+            notes=(*notes, *_notes(evaluation), *busy_note()),
             environment=describe_environment(),
             date=today(),
         )

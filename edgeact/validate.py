@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeact.bundle import Bundle, GoldenClip, ReferenceSet, open_bundle
 from edgeact.data import open_dataset
-from edgeact.environment import cpu_name, describe_environment, today
+from edgeact.environment import busy_note, cpu_name, describe_environment, today
 from edgeact.errors import BundleError, InputError, VideoError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
@@ -89,7 +89,7 @@ def validate(
         latency=latency,
         placement=placement,
         gates=gates,
-        notes=tuple(notes),
+        notes=(*notes, *busy_note()),
         environment=describe_environment(),
         date=today(),
     )

@@ -38,6 +38,14 @@ class _Verbs(click.Group):
         command: click.Command = importlib.import_module(f"edgeact.cli.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as exc:  # before click, which prints an empty line even into a log
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal's own ^C stands there
+            raise click.Abort from exc
+
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="edgeact")

@@ -140,7 +140,7 @@ def test_no_command_prints_the_help(run: Edgeact) -> None:
         (["export", "--target", "openvin"], "unknown target 'openvin': did you mean 'openvino'?"),
         (["export", *QUICK, "--precision", "fp31"], "unknown precision 'fp31': did you mean 'fp32'?"),
         (["export", *QUICK, "--precision", "int8"], "target 'openvino' does not export int8: allowed: fp32, fp16"),
-        (["export", *QUICK, "--model", "ir_csn_25"], "unknown model 'ir_csn_25': did you mean 'ir_csn_26'?"),
+        (["export", *QUICK, "--model", "ir_csn26"], "unknown model 'ir_csn26': did you mean 'ir_csn_26'?"),
         (["export"], "Missing option '--target'"),
         (["export", *QUICK, "--no-such"], "No such option"),
         (["export", *QUICK, "--clips", "0"], "--clips"),
@@ -235,7 +235,7 @@ def test_a_corrupt_video_is_fatal_or_skipped(damaged: Path, tmp_path: Path, run:
     assert [note for note in report["notes"] if note.startswith(f"skipped: {bad}: not a video")]
     trained = tmp_path / "trained" / "m.safetensors"
     assert f"{bad}: not a video" in refused("train", *TINY, *SPEC, *TRAIN, "--data", damaged, "--out", trained)
-    assert not [file for file in tmp_path.glob("trained/*")]
+    assert not list(tmp_path.glob("trained/*"))
 
 
 def test_validate_with_a_corrupt_video(bundle: Path, damaged: Path, run: Edgeact, refused: Refused) -> None:
@@ -302,25 +302,23 @@ def test_a_checkpoint_of_other_classes(checkpoint: Path, videos: Path, tmp_path:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_plain_weights_need_their_model(
-    suffix: str, checkpoint: Path, videos: Path, tmp_path: Path, run: Edgeact, refused: Refused
+    checkpoint: Path, videos: Path, tmp_path: Path, run: Edgeact, refused: Refused
 ) -> None:
     from safetensors.torch import save_file
 
-    plain = tmp_path / f"plain{suffix}"
-    state = dict(edgeact.load_checkpoint(checkpoint).state)
-    save_file(state, plain) if suffix == ".safetensors" else torch.save(state, plain)
-    arguments = ("export", *SPEC, *QUICK, *OPEN_GATES, "--data", videos, "--out", tmp_path / "out")
-    assert "give --model" in refused(*arguments, "--checkpoint", plain)
-    assert run(*arguments, *TINY, "--clips", "12", "--checkpoint", plain).status == 0
+    plain = tmp_path / "plain.safetensors"
+    save_file(dict(edgeact.load_checkpoint(checkpoint).state), plain)
+    arguments = ("export", *SPEC, *QUICK, *OPEN_GATES, "--data", videos, "--out", tmp_path / "out", "--clips", "12")
+    assert "holds tensors but no edgeact metadata: give --model" in refused(*arguments, "--checkpoint", plain)
+    assert run(*arguments, *TINY, "--checkpoint", plain).status == 0
 
 
 # A network of the user's
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "cli_nets.py").write_text(
         "from torch import nn\n\n\n"
         "def pooled(num_classes, width=4):\n"
@@ -540,11 +538,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     for mounted_folder in mounted:
-        subprocess.run(["umount", str(mounted_folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(mounted_folder)], check=True)
 
 
 # 200 kB hold no model.bin; 600 kB hold it and not what follows
-@pytest.mark.parametrize("kilobytes", [200, 600, 640])
+@pytest.mark.parametrize("kilobytes", [200, 600])
 def test_export_to_a_full_disk(
     kilobytes: int, videos: Path, small_disk: Callable[[int], Path], refused: Refused
 ) -> None:
@@ -560,7 +558,8 @@ def test_train_to_a_full_disk(
 ) -> None:
     disk = small_disk(kilobytes)
     out = disk / "m.safetensors"
-    assert "space" in refused("train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out).lower()
+    error = refused("train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out)
+    assert "No space left" in error or "cannot be written" in error
     assert {file.name for file in disk.iterdir()} <= {"m.safetensors"}
 
 
@@ -604,8 +603,11 @@ def interrupt(arguments: Sequence[str | Path], reached: Callable[[], object], nu
     return Done(process.returncode, out, err)
 
 
-def assert_interrupted(done: Done) -> None:
-    assert (done.status, done.err) == (2, "error: interrupted: nothing half-written was left behind\n")
+def assert_interrupted(done: Done, log: str = "") -> None:
+    """One line, after the lines that begin with `log`."""
+    *before, last = done.err.splitlines()
+    assert (done.status, last) == (2, "error: interrupted: nothing half-written was left behind")
+    assert all(log and line.startswith(log) for line in before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -625,13 +627,13 @@ def test_an_interrupted_training_can_be_resumed(videos: Path, tmp_path: Path) ->
     out = tmp_path / "m.safetensors"
     metrics = tmp_path / "m.safetensors.metrics.jsonl"
     arguments = ["train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out, "--epochs", "100000"]
-    assert_interrupted(interrupt(arguments, metrics.exists, signal.SIGINT))
+    assert_interrupted(interrupt(arguments, metrics.exists, signal.SIGINT), log="epoch ")
     names = {"m.safetensors", "m.safetensors.state", "m.safetensors.metrics.jsonl"}
     assert {file.name for file in tmp_path.iterdir()} == names
     epochs = len(metrics.read_text().splitlines())
     resumed = [*arguments, "--resume"]
     done = interrupt(resumed, lambda: len(metrics.read_text().splitlines()) > epochs, signal.SIGINT)
-    assert_interrupted(done)
+    assert_interrupted(done, log="epoch ")
     rows = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
     assert rows == list(range(len(rows)))
 
