@@ -103,103 +103,160 @@ def export(
         ToolchainError: torch.export or the target's toolchain failed.
     """
     check_precision(target, precision)
-    chosen, gates = get_target(target), gates or Gates.defaults(precision)
-    threads = threads or os.cpu_count() or 1
     if rounds < 1:
         raise InputError(f"rounds is {rounds}: latency needs at least 1")
     model_name = model_name or type(model).__name__
-    name = name or f"{model_name.rpartition(':')[2]}-{target}-{precision}"
+    job = _Job(
+        name=_bundle_name(name or f"{model_name.rpartition(':')[2]}-{target}-{precision}"),
+        model=model.cpu().float().eval(),
+        model_name=model_name,
+        target_name=target,
+        target=get_target(target),
+        precision=precision,
+        spec=spec,
+        gates=gates or Gates.defaults(precision),
+        threads=threads or os.cpu_count() or 1,
+        rounds=rounds,
+        evaluation=EvaluationSet.open(
+            os.fspath(data),
+            spec,
+            labels=tuple(labels) if labels is not None else None,
+            clips=clips,
+            on_corrupt=on_corrupt,
+            progress=progress,
+        ),
+    )
+    facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
+    with _torch_threads(job.threads), create_bundle(Path(out), job.name) as folder:
+        reference = _run_reference(job)
+        folded = _fold(job.model, spec)
+        job.target.compile(_export_uint8(folded, spec), folder, precision)
+        files = sorted(file.name for file in folder.iterdir())
+        runner = load_runner(job.target.runtime, folder, spec, job.threads)
+        shown = _clips_of(job.evaluation, _spread(reference.samples))
+        report = _measure(job, reference, folded, runner, shown, folder, files, Path(out), notes)
+        write_golden(folder, _golden(reference, shown, job.labels))
+        write_reference(folder, _reference_set(reference))
+        _write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
+        write_manifest(folder, _manifest(job, report, files, facts))
+    return open_bundle(Path(out) / job.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What was asked, checked."""
+
+    name: str
+    model: "nn.Module"
+    model_name: str
+    target_name: str
+    target: Target
+    precision: str
+    spec: ClipSpec
+    gates: Gates
+    threads: int
+    rounds: int
+    evaluation: EvaluationSet
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.evaluation.dataset.labels
+
+
+def _bundle_name(name: str) -> str:
     if not name or Path(name).name != name or name.startswith("."):
         raise InputError(f"a bundle cannot be named {name!r}: give a plain folder name")
-    evaluation = EvaluationSet.open(
-        os.fspath(data),
-        spec,
-        labels=tuple(labels) if labels is not None else None,
-        clips=clips,
-        on_corrupt=on_corrupt,
-        progress=progress,
-    )
-    class_names = evaluation.dataset.labels
+    return name
 
-    model = model.cpu().float().eval()
-    with _torch_threads(threads), create_bundle(Path(out), name) as folder:
-        reference = run_model(_eager(model, spec), evaluation)
-        if reference.logits.shape[1] != len(class_names):
-            raise InputError(f"the model has {reference.logits.shape[1]} outputs, the data {len(class_names)} classes")
-        folded = _fold(model, spec)
-        chosen.compile(_export_uint8(folded, spec), folder, precision)
-        files = sorted(file.name for file in folder.iterdir())
-        runner = load_runner(chosen.runtime, folder, spec, threads)
-        artifact = run_model(runner, evaluation)
 
-        rungs: list[tuple[str, Call]] = [
-            ("fp32", _eager(model, spec)),
-            ("folded", _eager(folded, spec)),
-            ("artifact", runner),
+def _run_reference(job: _Job) -> Outputs:
+    """The full-precision model on the evaluation set: what everything after is compared with."""
+    reference = run_model(_eager(job.model, job.spec), job.evaluation)
+    outputs, classes = reference.logits.shape[1], len(job.labels)
+    if outputs != classes:
+        raise InputError(f"the model has {outputs} outputs, the data {classes} classes")
+    return reference
+
+
+def _measure(
+    job: _Job,
+    reference: Outputs,
+    folded: "nn.Module",
+    runner: Runner,
+    shown: list[tuple[Sample, NDArray[np.uint8]]],
+    folder: Path,
+    files: list[str],
+    out: Path,
+    notes: Sequence[str],
+) -> Report:
+    """Every rung on the `shown` clips; accuracy on the evaluation set; latency and placement; and the verdict."""
+    artifact = run_model(runner, job.evaluation)
+    row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
+    rows = [row_of[sample.id] for sample, _ in shown]
+    numerics = ladder(
+        [
+            ("fp32", reference.logits[rows]),
+            ("folded", run_model(_eager(folded, job.spec), shown).logits),
+            ("artifact", artifact.logits[rows]),
         ]
-        clips_shown = _clips_of(evaluation, _spread(reference.samples))
-        numerics = ladder([(rung, run_model(call, clips_shown).logits) for rung, call in rungs])
-        accuracy = compare_accuracy(
-            reference.logits,
-            artifact.logits,
-            reference.truth,
-            clips=[sample.id for sample in reference.samples],
-            labels=class_names,
-            max_drop_pt=gates.max_drop_pt,
-        )
-        latency = _latency(model, runner, chosen, folder, spec, clips_shown[0][1], threads, rounds)
-        placement = runner.placement()
-        failures = judge(gates, numerics, accuracy, latency, placement)
-        report = Report(
-            bundle=str(Path(out) / name),
-            target=target,
-            model=model_name,
-            precision=precision,
-            form=chosen.form,
-            held=not failures,
-            failures=failures,
-            artifact={
-                "files": files,
-                "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6,
-                "weights_fp32_mb": sum(4 * p.numel() for p in model.parameters()) / 1e6,
-            },
-            numerics=numerics,
-            accuracy=accuracy,
-            latency=latency,
-            placement=placement,
-            gates=gates,
-            notes=(*notes, *_notes(evaluation), *busy_note()),
-            environment=describe_environment(),
-            date=today(),
-        )
-        write_golden(folder, _golden(reference, clips_shown, class_names))
-        write_reference(folder, _reference_set(reference))
-        _write_report(report, folder, evaluation, dict((facts or {}).get("training", {})).get("curves", ()))
-        write_manifest(
-            folder,
-            {
-                "name": name,
-                "model": model_name,
-                "target": target,
-                "precision": precision,
-                "form": chosen.form,
-                "runtime": chosen.runtime,
-                "artifact": files,
-                "spec": spec.to_dict(),
-                "labels": list(class_names),
-                "io": _io(spec, len(class_names)),
-                "gates": dataclasses.asdict(gates),
-                "facts": {
-                    **(facts or {}),
-                    "held": report.held,
-                    "created": report.date,
-                    "environment": report.environment,
-                    "data": {"name": Path(data).name, "synthetic": str(data) == MOTION},
-                    "reference_ms": latency.reference_ms,
-                },
-            },
-        )
-    return open_bundle(Path(out) / name)
+    )
+    accuracy = compare_accuracy(
+        reference.logits,
+        artifact.logits,
+        reference.truth,
+        clips=[sample.id for sample in reference.samples],
+        labels=job.labels,
+        max_drop_pt=job.gates.max_drop_pt,
+    )
+    latency = _latency(job, runner, folder, shown[0][1])
+    placement = runner.placement()
+    failures = judge(job.gates, numerics, accuracy, latency, placement)
+    return Report(
+        bundle=str(out / job.name),
+        target=job.target_name,
+        model=job.model_name,
+        precision=job.precision,
+        form=job.target.form,
+        held=not failures,
+        failures=failures,
+        artifact={
+            "files": files,
+            "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6,
+            "weights_fp32_mb": sum(4 * p.numel() for p in job.model.parameters()) / 1e6,
+        },
+        numerics=numerics,
+        accuracy=accuracy,
+        latency=latency,
+        placement=placement,
+        gates=job.gates,
+        notes=(*notes, *_notes(job.evaluation), *busy_note()),
+        environment=describe_environment(),
+        date=today(),
+    )
+
+
+def _manifest(job: _Job, report: Report, files: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    latency = report.latency
+    return {
+        "name": job.name,
+        "model": job.model_name,
+        "target": job.target_name,
+        "precision": job.precision,
+        "form": job.target.form,
+        "runtime": job.target.runtime,
+        "artifact": files,
+        "spec": job.spec.to_dict(),
+        "labels": list(job.labels),
+        "io": _io(job.spec, len(job.labels)),
+        "gates": dataclasses.asdict(job.gates),
+        "facts": {
+            **facts,
+            "held": report.held,
+            "created": report.date,
+            "environment": report.environment,
+            "reference_ms": latency.reference_ms if isinstance(latency, Latency) else None,
+        },
+    }
 
 
 def _reference_set(outputs: Outputs) -> ReferenceSet:
@@ -334,30 +391,21 @@ def _golden(
     ]
 
 
-def _latency(
-    model: "nn.Module",
-    runner: Runner,
-    target: Target,
-    folder: Path,
-    spec: ClipSpec,
-    clip: NDArray[np.uint8],
-    threads: int,
-    rounds: int,
-) -> Latency:
+def _latency(job: _Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -> Latency:
     """PyTorch eager on the normalised clip against the artifact on the uint8 clip: the artifact does more."""
     import torch
 
-    clip_BCTHW = torch.from_numpy(normalize(clip, spec))
+    clip_BCTHW = torch.from_numpy(normalize(clip, job.spec))
     with torch.inference_mode():
         samples = measure_interleaved(
-            {"reference": lambda: model(clip_BCTHW), "artifact": lambda: runner(clip)}, rounds=rounds
+            {"reference": lambda: job.model(clip_BCTHW), "artifact": lambda: runner(clip)}, rounds=job.rounds
         )
     return summarize(
         samples,
-        threads=threads,
-        runtime=f"{target.runtime} {runner.version}",
+        threads=job.threads,
+        runtime=f"{job.target.runtime} {runner.version}",
         device=cpu_name(),
-        peak_memory_mb=peak_memory_mb(target.runtime, folder, spec, threads),
+        peak_memory_mb=peak_memory_mb(job.target.runtime, folder, job.spec, job.threads),
     )
 
 

@@ -41,7 +41,8 @@ def print_table(report: Report, console: "Console") -> None:
     console.print(_numerics_table(report))
     console.print(_figures_table(report))
     device = f", {report.latency.device}" if isinstance(report.latency, Latency) else ""
-    for note in (f"measured {report.date}{device}", *report.notes):
+    date = report.date.replace("T", " ").replace("+00:00", " UTC")
+    for note in (f"measured {date}{device}", *report.notes):
         line("·", note, "dim")
 
 

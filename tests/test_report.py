@@ -39,6 +39,7 @@ def test_the_table_of_a_model_that_held() -> None:
         r"peak memory +312 MB",
         r"placement +61 ops +measured; 0 fall back",
         r"size +12\.1 MB +model\.bin, model\.xml",
+        r"measured 2026-07-13 10:00:00 UTC, A processor",
         r"random weights: accuracy means nothing",
     ):
         assert re.search(pattern, text), pattern
