@@ -153,7 +153,8 @@ class MiCTResNet(nn.Module):
         return logits_BK
 
 
-_SPEC = ClipSpec(frames=16, frame_stride=2, short_side=182, crop_height=160, crop_width=160)
+# MiCT-Net-PyTorch's README: 16 frames in a row, 256x192, crops of 160 x 160.
+_SPEC = ClipSpec(frames=16, frame_stride=1, short_side=192, crop_height=160, crop_width=160)
 
 
 @register_model(_SPEC)

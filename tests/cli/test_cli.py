@@ -361,12 +361,12 @@ def test_factories_that_cannot_be_used(name: str, message: str, project: Path, v
 # Bundles
 
 
-def edit(manifest: Path, change: Callable[[dict[str, object]], None]) -> None:
-    """Change a manifest and seal it again, as an attacker would."""
+def list_file(manifest: Path, name: str) -> None:
+    """Add a file to a manifest and seal it again, as an attacker would."""
     from edgeact.bundle import _digest
 
     fields = json.loads(manifest.read_text())
-    change(fields)
+    fields["files"][name] = "0" * 64
     manifest.write_text(json.dumps(fields | {"digest": _digest(fields)}))
 
 
@@ -385,7 +385,7 @@ def test_bundles_that_are_refused(verb: str, copy: Path, videos: Path, tmp_path:
     assert "manifest.json is damaged: it has changed since the export" in refused(verb, copy, *video)
     for outside in ("../secret", "/etc/passwd"):
         (copy / "manifest.json").write_text(manifest)
-        edit(copy / "manifest.json", lambda fields, name=outside: fields["files"].update({name: "0" * 64}))
+        list_file(copy / "manifest.json", outside)
         assert f"{copy} points outside its folder, at {outside!r}: refused" in refused(verb, copy, *video)
 
 
@@ -628,13 +628,12 @@ def test_an_interrupted_export_leaves_nothing(number: signal.Signals, videos: Pa
 def test_an_interrupted_training_can_be_resumed(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     metrics = tmp_path / "m.safetensors.metrics.jsonl"
-    arguments = ["train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out, "--epochs", "100000"]
+    arguments: list[str | Path] = ["train", *TINY, *SPEC, *TRAIN, "--data", videos, "--out", out, "--epochs", "100000"]
     assert_interrupted(interrupt(arguments, metrics.exists, signal.SIGINT), log="epoch ")
     names = {"m.safetensors", "m.safetensors.state", "m.safetensors.metrics.jsonl"}
     assert {file.name for file in tmp_path.iterdir()} == names
     epochs = len(metrics.read_text().splitlines())
-    resumed = [*arguments, "--resume"]
-    done = interrupt(resumed, lambda: len(metrics.read_text().splitlines()) > epochs, signal.SIGINT)
+    done = interrupt([*arguments, "--resume"], lambda: len(metrics.read_text().splitlines()) > epochs, signal.SIGINT)
     assert_interrupted(done, log="epoch ")
     rows = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
     assert rows == list(range(len(rows)))
@@ -643,7 +642,17 @@ def test_an_interrupted_training_can_be_resumed(videos: Path, tmp_path: Path) ->
 def test_an_interrupted_validate(bundle: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, page = tmp_path / "cache", tmp_path / "report.html"
     monkeypatch.setenv("EDGEACT_CACHE", str(cache))  # its first clip tells that work has begun
-    arguments = ["validate", bundle, "--data", videos, "--rounds", "10000000", "--threads", "1", "--quiet"]
+    arguments: list[str | Path] = [
+        "validate",
+        bundle,
+        "--data",
+        videos,
+        "--rounds",
+        "10000000",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
     done = interrupt([*arguments, "--html", page], lambda: len(list(cache.rglob("*.npy"))) == 24, signal.SIGINT)
     assert_interrupted(done)
     assert done.out == ""
@@ -656,7 +665,7 @@ def test_an_interrupted_run(bundle: Path, tmp_path: Path) -> None:
     saved.parent.mkdir()
     frame = np.zeros((64, 64, 3), np.uint8)
     write_video(long, (frame for _ in range(6000)), 25, options={"preset": "ultrafast"})
-    arguments = ["run", bundle, long, "--threads", "1", "--hop", "2000", "--save", saved]
+    arguments: list[str | Path] = ["run", bundle, long, "--threads", "1", "--hop", "2000", "--save", saved]
     done = interrupt(arguments, lambda: list(saved.parent.iterdir()), signal.SIGINT)
     assert_interrupted(done)
     assert len(done.out.splitlines()) > 2
