@@ -74,6 +74,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     try:
         save_file(tensors, partial, metadata={"edgeact": json.dumps(fields)})
         partial.replace(target)
+    except OSError:
+        raise
+    except Exception as exc:  # safetensors reports a full disk by its own SafetensorError
+        raise CheckpointError(f"{target} cannot be written: {exc}") from exc
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """A whole video through a bundle: labels with scores per window, and the video with the labels drawn."""
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from edgeact.errors import InputError, MissingDependencyError
 from edgeact.runtime import CheckedRunner
 from edgeact.video import iter_windows, write_video
 
-__all__ = ["Prediction", "classify_video", "save_labelled"]
+__all__ = ["Prediction", "check_save", "classify_video", "save_labelled"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,26 @@ def classify_video(
         yield Prediction(window.start_s, window.end_s, tuple((runner.labels[i], float(shares[i])) for i in best))
 
 
-def save_labelled(path: Path, source: str, predictions: Sequence[Prediction]) -> None:
-    """Write `source` to `path` with the label of the window in the upper left corner.
+def check_save(path: Path, source: str) -> None:
+    """Refuse what `save_labelled` could not do, before a long video is classified.
 
     Raises:
         MissingDependencyError: Pillow, which draws, is not installed.
-        InputError: `path` is the source itself, or its folder does not exist.
+        InputError: The source is no file (a camera never ends), `path` is the source itself, or its folder is missing.
     """
-    if path.exists() and Path(source).exists() and path.samefile(source):
+    if importlib.util.find_spec("PIL") is None:
+        raise MissingDependencyError("pillow", "report", "drawing labels on a video")
+    if not Path(source).is_file():
+        raise InputError(f"--save needs a video file, found {source!r}: record the camera first")
+    if path.exists() and path.samefile(source):
         raise InputError(f"--save {path} is the video itself: give another file")
     if not path.parent.is_dir():
         raise InputError(f"--save {path}: the folder {path.parent} does not exist")
+
+
+def save_labelled(path: Path, source: str, predictions: Sequence[Prediction]) -> None:
+    """Write `source` to `path` with the label of the window in the upper left corner; see `check_save`."""
+    check_save(path, source)
     with open_video(source) as video:
         rate = video.stream.average_rate or 25
         write_video(path, _labelled(video, predictions), rate)
@@ -85,10 +95,8 @@ def _distance(prediction: Prediction, seconds: float) -> float:
 
 
 def _draw(frame: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uint8]:
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as exc:
-        raise MissingDependencyError("pillow", "report", "drawing labels on a video") from exc
+    from PIL import Image, ImageDraw, ImageFont
+
     image = Image.fromarray(frame)
     size = max(10, math.ceil(frame.shape[0] / 18))
     draw = ImageDraw.Draw(image, "RGBA")

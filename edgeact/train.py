@@ -199,8 +199,11 @@ def _fresh(out: Path, state_file: Path, rank: int) -> list[dict[str, float]]:
 
 def _write_lines(path: Path, rows: list[dict[str, float]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.replace(path)
+    try:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _Run:
@@ -324,8 +327,14 @@ class _Run:
 
         partial = path.with_name(f".{path.name}.partial")
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state | {"scaler": self.scaler.state_dict(), "identity": identity, "history": history}, partial)
-        partial.replace(path)
+        state |= {"scaler": self.scaler.state_dict(), "identity": identity, "history": history}
+        try:
+            torch.save(state, partial)
+            partial.replace(path)
+        except RuntimeError as exc:  # torch's zip writer reports a full disk so
+            raise InputError(f"{path} cannot be written ({str(exc).splitlines()[0]}): is the disk full?") from exc
+        finally:
+            partial.unlink(missing_ok=True)
 
     def restore(self, path: Path, identity: str) -> list[dict[str, float]]:
         """Load what `save` wrote; returns the rows of the epochs that are done."""

@@ -5,11 +5,14 @@ fastest there. fp16 means weights stored as fp16; the CPU computes in fp32 eithe
 runner), so an fp16 bundle is half the size at the same speed.
 """
 
+import errno
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeact.errors import MissingDependencyError, ToolchainError
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = ["TARGET", "OpenVINO"]
+
+_FULL_DISK_BYTES = 1 << 16  # what a stream that failed may leave free: less than one of its buffers
 
 
 class OpenVINO:
@@ -37,7 +42,19 @@ class OpenVINO:
             model.reshape({model.input(0): list(shape.meta["val"].shape)})
             model.input(0).get_tensor().set_names({"clip"})
             model.output(0).get_tensor().set_names({"logits"})
-            ov.save_model(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
+            _save(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
+
+
+def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:
+    """Save, or say that the disk is full: OpenVINO's stream error names neither the file nor the reason."""
+    import openvino as ov
+
+    try:
+        ov.save_model(model, path, compress_to_fp16=compress_to_fp16)
+    except RuntimeError as exc:
+        if shutil.disk_usage(path.parent).free > _FULL_DISK_BYTES:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from exc
 
 
 @contextmanager

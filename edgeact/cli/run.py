@@ -18,9 +18,11 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per window.")
 def command(bundle: str, video: str, hop: int | None, top: int, save: str | None, threads: int, as_json: bool) -> None:
     """Print labels with scores for each window of VIDEO (a file, a URL or a camera)."""
-    from edgeact.run import classify_video, save_labelled
+    from edgeact.run import check_save, classify_video, save_labelled
     from edgeact.runtime import load
 
+    if save is not None:
+        check_save(Path(save), video)
     runner = load(bundle, threads=threads)
     hop = hop or max(1, runner.bundle.spec.frames // 2)
     predictions = []

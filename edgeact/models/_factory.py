@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from edgeact.errors import InputError
+from edgeact.errors import EdgeactError, InputError
 from edgeact.models._registry import create_model
 
 __all__ = ["build_model"]
@@ -39,13 +39,19 @@ def build_model(name: str, *, num_classes: int, options: Mapping[str, Any]) -> n
     if not callable(factory):
         raise InputError(f"--model {name}: {attribute} is a {type(factory).__name__}, not a function or class")
     arguments = dict(options)
-    if "num_classes" in inspect.signature(factory).parameters:
-        arguments["num_classes"] = num_classes
     try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as exc:
+        signature = inspect.signature(factory)
+        if "num_classes" in signature.parameters:
+            arguments["num_classes"] = num_classes
+        signature.bind(**arguments)
+    except (TypeError, ValueError) as exc:  # ValueError: a built-in has no signature
         raise InputError(f"--model {name}: the factory does not take {sorted(arguments)} ({exc})") from exc
-    model = factory(**arguments)
+    try:
+        model = factory(**arguments)
+    except EdgeactError:
+        raise
+    except Exception as exc:  # the user's own code may raise anything
+        raise InputError(f"--model {name} raised {type(exc).__name__}: {exc}") from exc
     if not isinstance(model, nn.Module):
         raise InputError(f"--model {name} returned a {type(model).__name__}: it must return a torch.nn.Module")
     return model

@@ -552,7 +552,6 @@ def test_export_to_a_full_disk(
 
 
 # 200 kB hold no checkpoint; 700 kB hold it and not the state that follows
-@pytest.mark.xfail(strict=True, reason="safetensors and torch report a full disk by errors of their own, not caught")
 @pytest.mark.parametrize("kilobytes", [200, 700])
 def test_train_to_a_full_disk(
     kilobytes: int, videos: Path, small_disk: Callable[[int], Path], refused: Refused
