@@ -16,6 +16,7 @@ from edgeact.errors import EdgeactError, UnknownNameError
 
 __all__ = ["main"]
 
+_INTERRUPT_AGAIN_S = 3.0  # longer than cleaning up takes
 _VERBS = ("export", "models", "run", "targets", "train", "validate")
 
 
@@ -56,6 +57,8 @@ def _edgeact() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; a user's mistake is one line on stderr and exit status 2."""
     signal.signal(signal.SIGTERM, _interrupt)  # a terminated export cleans up like an interrupted one
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         status = _edgeact.main(args=arguments, prog_name="edgeact", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as exc:
@@ -64,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as exc:
         _fail(exc.format_message())
     except (KeyboardInterrupt, click.Abort):
+        _repeat_interrupt(0)
         _fail("interrupted: nothing half-written was left behind")
     except EdgeactError as exc:
         _fail(str(exc))
@@ -73,7 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    # Python drops an exception that a destructor or weakref callback raises, and torch runs many: ask again until heard.
+    _repeat_interrupt(_INTERRUPT_AGAIN_S)
     raise KeyboardInterrupt
+
+
+def _repeat_interrupt(seconds: float) -> None:
+    """Interrupt again after that many seconds; 0 means no more."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _fail(message: str) -> NoReturn:

@@ -598,7 +598,7 @@ def interrupt(arguments: Sequence[str | Path], reached: Callable[[], object], nu
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=120)
         finally:
             process.kill()
     return Done(process.returncode, out, err)
