@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    # Python drops an exception that a destructor or weakref callback raises, and torch runs many: ask again until heard.
+    # Python drops what a destructor or weakref callback raises, and torch runs many of them: ask again until heard.
     _repeat_interrupt(_INTERRUPT_AGAIN_S)
     raise KeyboardInterrupt
 
