@@ -17,6 +17,7 @@ from edgeact.errors import BundleError, InputError, MissingDependencyError, Tool
 from edgeact.latency import Latency
 from edgeact.models import list_models, options_for_spec
 from edgeact.parity import Accuracy, Gates, Numerics, Placement
+from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import check_precision, get_target, list_targets
 
 
@@ -278,6 +279,16 @@ def test_a_damaged_model_is_an_error_and_not_a_crash(bundle: edgeact.Bundle, tmp
     (tmp_path / "model.xml").write_text("<net/>")
     with pytest.raises(ToolchainError, match="OpenVINO cannot load"):
         load_runner("openvino", tmp_path, bundle.spec)
+
+
+def test_peak_memory_counts_the_bundle_alone(bundle: edgeact.Bundle, tmp_path: Path) -> None:
+    ballast = np.ones(150_000_000)  # 1.2 GB here must not count there
+    peak_mb = peak_memory_mb("openvino", bundle.path, bundle.spec, 1)
+    assert ballast[-1] == 1
+    assert peak_mb is not None
+    assert 30 < peak_mb < 1000
+    with pytest.raises(ToolchainError, match="a fresh process could not run the artifact in"):
+        peak_memory_mb("openvino", tmp_path, bundle.spec, 1)
 
 
 def test_stored_gates_that_are_malformed(bundle: edgeact.Bundle) -> None:

@@ -32,12 +32,25 @@ def peak_memory_mb(runtime: str, folder: Path, spec: ClipSpec, threads: int) -> 
     return float(done.stdout)
 
 
-if __name__ == "__main__":
+def _own_peak_mb() -> float:
+    """Peak resident megabytes of this process alone.
+
+    Linux carries ru_maxrss over from the process that forked (getrusage(2) counts before exec too), so a small child of
+    a large parent would report the parent; VmHWM starts anew with the program (proc_pid_status(5)).
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
     import resource
 
+    # bytes on macOS, KiB on the BSDs (getrusage(2) of each)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+if __name__ == "__main__":
     clip_spec = ClipSpec.from_dict(json.loads(sys.argv[3]))
     runner = load_runner(sys.argv[1], Path(sys.argv[2]), clip_spec, int(sys.argv[4]))
     for _ in range(2):
         runner(np.zeros((1, *clip_spec.clip_shape), np.uint8))
-    # ru_maxrss counts KiB on Linux and bytes on macOS (getrusage(2) of each)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    print(_own_peak_mb())
