@@ -326,7 +326,7 @@ class _Run:
         import torch
 
         partial = path.with_name(f".{path.name}.partial")
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"scaler": self.scaler.state_dict(), "identity": identity, "history": history}
         try:
             torch.save(state, partial)
