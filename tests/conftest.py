@@ -18,6 +18,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     patch = pytest.MonkeyPatch()
     patch.setenv("EDGEACT_CACHE", str(folder))
+    # A child started in the checkout would import its edgeact/ folder, which lacks the packages mapped from the root.
+    patch.setenv("PYTHONSAFEPATH", "1")
     return folder
 
 
