@@ -1,6 +1,5 @@
 """A whole video through a bundle: labels with scores per window, and the video with the labels drawn."""
 
-import importlib.util
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -59,8 +58,10 @@ def check_save(path: Path, source: str) -> None:
         MissingDependencyError: Pillow, which draws, is not installed.
         InputError: The source is no file (a camera never ends), `path` is the source itself, or its folder is missing.
     """
-    if importlib.util.find_spec("PIL") is None:
-        raise MissingDependencyError("pillow", "report", "drawing labels on a video")
+    try:
+        import PIL  # noqa: F401
+    except ImportError as exc:
+        raise MissingDependencyError("pillow", "report", "drawing labels on a video") from exc
     if not Path(source).is_file():
         raise InputError(f"--save needs a video file, found {source!r}: record the camera first")
     if path.exists() and path.samefile(source):
