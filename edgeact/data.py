@@ -5,6 +5,9 @@ Three layouts are read, the first that fits:
     root/split.csv                       columns path,label,group,split; nothing else is looked for
     root/train|val|test/<class>/*.mp4    the folders are the split; `val` stands in where `test` is missing
     root/<class>/*.mp4                   a hash of the clip's id holds out about a fifth of each class as `test`
+
+`test` is for reporting; training chooses its best epoch on `val`. Where a dataset marks no `val`, about a seventh of
+each class's training clips becomes it: whole groups (clips of one scene or person), so that nothing seen is asked.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -30,13 +33,14 @@ from edgeact.video import read_clip, read_grid
 
 __all__ = ["Sample", "VideoDataset", "cache_dir", "iter_clips", "load_grid", "open_dataset"]
 
-Split = Literal["train", "test", "all"]
+Split = Literal["train", "val", "test", "all"]
 
 _VIDEO_SUFFIXES = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
     *(".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
 }
 _SPLIT_FOLDERS = ("train", "val", "test")
+_VAL_SHARE = 0.15
 _COLUMNS = ("path", "label", "group", "split")
 
 
@@ -70,6 +74,7 @@ class _Entry:
 
     id: str
     label: str
+    group: str
     split: str
 
 
@@ -78,7 +83,7 @@ def open_dataset(root: str | Path, *, split: Split, labels: Sequence[str] | None
 
     Args:
         root: The folder.
-        split: "train", "test" (held out) or "all".
+        split: "train", "val" (to choose an epoch by), "test" (held out) or "all".
         labels: The labels of a checkpoint or bundle, which fix the order; None sorts the dataset's own.
 
     Raises:
@@ -91,13 +96,14 @@ def open_dataset(root: str | Path, *, split: Split, labels: Sequence[str] | None
         raise InputError(f"{root}: no such folder; give a folder with split.csv or one folder of videos per class")
     if not root.is_dir():
         raise InputError(f"{root}: is a file; give a folder with split.csv or one folder of videos per class")
-    entries = _read_split_csv(root) if (root / "split.csv").is_file() else _walk(root)
+    entries = _with_val(_read_split_csv(root) if (root / "split.csv").is_file() else _walk(root))
     found = sorted({entry.label for entry in entries})
     names = tuple(labels) if labels is not None else tuple(found)
     _check_labels(root, names, found)
     chosen = sorted((entry for entry in entries if split in (entry.split, "all")), key=lambda entry: entry.id)
     if empty := sorted(set(found) - {entry.label for entry in chosen}):
-        raise InputError(f"{root}: no clips of the class {_some(empty)} in the {split!r} split; add some or use 'all'")
+        hint = "two groups of training clips are needed to hold one out" if split == "val" else "or use 'all'"
+        raise InputError(f"{root}: no clips of the class {_some(empty)} in the {split!r} split; add some ({hint})")
     index = {name: position for position, name in enumerate(names)}
     samples = tuple(Sample(entry.id, root / entry.id, index[entry.label]) for entry in chosen)
     return VideoDataset(root, names, samples)
@@ -150,7 +156,7 @@ def _entry(file: Path, line: int, row: dict[str, str | None]) -> _Entry:
         raise InputError(f"{file}, line {line}: {path!r} leaves the folder; paths are relative, with forward slashes")
     if split not in _SPLIT_FOLDERS:
         raise InputError(f"{file}, line {line}: unknown split {split!r}; allowed: {', '.join(_SPLIT_FOLDERS)}")
-    return _Entry(relative.as_posix(), label, split)
+    return _Entry(relative.as_posix(), label, row.get("group") or path, split)
 
 
 def _walk(root: Path) -> list[_Entry]:
@@ -182,7 +188,12 @@ def _class_entries(root: Path, folder: Path, split: str) -> list[_Entry]:
     files = [path for path in files if not path.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}: the class {folder.name!r} has no clips; add videos or remove the folder")
-    return [_Entry(path.relative_to(root).as_posix(), folder.name, split) for path in files]
+    ids = [path.relative_to(root).as_posix() for path in files]
+    return [_Entry(id, folder.name, id, split) for id in ids]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _hold_out(entries: list[_Entry]) -> list[_Entry]:
@@ -190,10 +201,31 @@ def _hold_out(entries: list[_Entry]) -> list[_Entry]:
 
     A class of two clips or more has at least one on each side.
     """
-    order = sorted(entries, key=lambda entry: hashlib.sha256(entry.id.encode()).digest())
-    fifth = sum(hashlib.sha256(entry.id.encode()).digest()[0] < 51 for entry in order)  # 51 / 256 = 0.2
+    order = sorted(entries, key=lambda entry: _hash(entry.id))
+    fifth = sum(_hash(entry.id)[0] < 51 for entry in order)  # 51 / 256 = 0.2
     count = min(max(fifth, 1), len(order) - 1)
-    return [_Entry(entry.id, entry.label, "test" if i < count else "train") for i, entry in enumerate(order)]
+    return [replace(entry, split="test" if i < count else "train") for i, entry in enumerate(order)]
+
+
+def _with_val(entries: list[_Entry]) -> list[_Entry]:
+    """`entries` where some are "val": those marked so, else whole training groups that fit, in the order of hashes."""
+    if any(entry.split == "val" for entry in entries):
+        return entries
+    groups: dict[str, Counter[str]] = {}
+    for entry in entries:
+        if entry.split == "train":
+            groups.setdefault(entry.group, Counter())[entry.label] += 1
+    sizes = sum(groups.values(), Counter())
+    room = {label: min(max(round(_VAL_SHARE * size), 1), size - 1) for label, size in sizes.items()}
+    held_out = set()
+    for group in sorted(groups, key=_hash):
+        if all(count <= room[label] for label, count in groups[group].items()):
+            held_out.add(group)
+            room = {label: left - groups[group][label] for label, left in room.items()}
+    return [
+        replace(entry, split="val") if entry.split == "train" and entry.group in held_out else entry
+        for entry in entries
+    ]
 
 
 def load_grid(sample: Sample, spec: ClipSpec, cache: Path | None) -> NDArray[np.uint8]:

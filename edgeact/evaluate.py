@@ -73,12 +73,11 @@ class EvaluationSet:
         *,
         labels: tuple[str, ...] | None,
         clips: int | None = None,
-        split: Literal["train", "test", "all"] = "test",
         on_corrupt: OnCorrupt = "error",
         progress: bool = False,
     ) -> "EvaluationSet":
         """Open the held-out part of `data`: a folder, or `motion`."""
-        dataset = balanced(open_dataset(dataset_root(data, progress=progress), split=split, labels=labels), clips)
+        dataset = balanced(open_dataset(dataset_root(data, progress=progress), split="test", labels=labels), clips)
         return cls(dataset, spec, on_corrupt=on_corrupt, progress=progress)
 
     def __iter__(self) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:

@@ -26,7 +26,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve classes of the motion set, a few real video files each, with split.csv."""
-    return write_motion_set(tmp_path_factory.mktemp("videos") / "motion", train_per_class=2, test_per_class=2)
+    return write_motion_set(tmp_path_factory.mktemp("videos") / "motion", train_per_class=3, test_per_class=2)
 
 
 @pytest.fixture(scope="session")

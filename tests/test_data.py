@@ -70,7 +70,9 @@ def test_class_folders_hold_out_the_same_fifth(tmp_path):
     train, test = open_dataset(tmp_path, split="train"), open_dataset(tmp_path, split="test")
     assert train.labels == ("jump", "run")
     assert not set(ids(train)) & set(ids(test))
-    assert len(train.samples) + len(test.samples) == len(open_dataset(tmp_path, split="all").samples) == 120
+    val = open_dataset(tmp_path, split="val")
+    assert len(train.samples) + len(val.samples) + len(test.samples) == 120
+    assert len(open_dataset(tmp_path, split="all").samples) == 120
     assert 12 <= len(test.samples) <= 36
     touch(tmp_path / "run" / "new.mp4")
     assert set(ids(test)) <= {*ids(open_dataset(tmp_path, split="test"))}
@@ -82,6 +84,22 @@ def test_two_clips_are_one_on_each_side(tmp_path):
     assert len(open_dataset(tmp_path, split="train").samples) == len(open_dataset(tmp_path, split="test").samples) == 1
 
 
+def test_val_is_whole_groups_of_train(tmp_path):
+    lines, group_of = [], {}
+    for number in range(100):
+        path, group = f"{number}.mp4", f"g{number // 3}"
+        touch(tmp_path / path)
+        group_of[path] = group
+        lines.append(f"{path},{'run' if number % 2 else 'jump'},{group},{'test' if number >= 90 else 'train'}")
+    (tmp_path / "split.csv").write_text(HEADER + "\n".join(lines) + "\n")
+    train, val, test = ({*ids(open_dataset(tmp_path, split=split))} for split in ("train", "val", "test"))
+    assert {*map(group_of.get, train)} & {*map(group_of.get, val)} == set()
+    assert test == {f"{number}.mp4" for number in range(90, 100)}
+    assert (len(train), len(val)) == (90 - len(val), len(val))
+    assert 10 <= len(val) <= 14  # 15 % of each class's 45, in groups of 1 and 2
+    assert {sample.label for sample in open_dataset(tmp_path, split="val").samples} == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("folders", "test"), [(("train", "val", "test"), ["test/run/0.mp4"]), (("train", "val"), ["val/run/0.mp4"])]
 )
@@ -90,6 +108,11 @@ def test_split_folders(tmp_path, folders, test):
         touch(tmp_path / folder / "run" / "0.mp4")
     assert ids(open_dataset(tmp_path, split="train")) == ["train/run/0.mp4"]
     assert ids(open_dataset(tmp_path, split="test")) == test
+    if "test" in folders:
+        assert ids(open_dataset(tmp_path, split="val")) == ["val/run/0.mp4"]
+    else:
+        with pytest.raises(InputError, match=r"'run' in the 'val' split.*two groups of training clips are needed"):
+            open_dataset(tmp_path, split="val")
     assert len(open_dataset(tmp_path, split="all").samples) == len(folders)
 
 

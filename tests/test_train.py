@@ -27,7 +27,7 @@ def run(videos: Path, spec: ClipSpec, out: Path, config: TrainConfig, **more: ob
         options=OPTIONS,
         spec=spec,
         train_set=open_dataset(videos, split="train"),
-        val_set=open_dataset(videos, split="test"),
+        val_set=open_dataset(videos, split="val"),
         out=out,
         config=config,
         cache=None,
@@ -51,6 +51,7 @@ def test_training_learns_and_writes_what_it_says(videos: Path, tiny_spec: ClipSp
     assert checkpoint.spec == tiny_spec
     assert checkpoint.labels == open_dataset(videos, split="test").labels
     assert checkpoint.training["best"] == best
+    assert (checkpoint.training["train_clips"], checkpoint.training["val_clips"]) == (24, 12)
     assert not out.with_name("model.safetensors.state").exists()
 
 
@@ -64,7 +65,7 @@ def test_every_family_trains(name: str, videos: Path, tmp_path: Path) -> None:
         options=options,
         spec=spec,
         train_set=open_dataset(videos, split="train"),
-        val_set=open_dataset(videos, split="test"),
+        val_set=open_dataset(videos, split="val"),
         out=tmp_path / "model.safetensors",
         config=TrainConfig(epochs=1, batch_size=12, threads=1),
         cache=None,
@@ -105,7 +106,7 @@ videos, out, spec = Path(sys.argv[1]), Path(sys.argv[2]), ClipSpec.from_dict(jso
 torch.manual_seed(0)
 options = {"width": 0.125, "dropout": 0.0}
 train(create_model("ir_csn_26", num_classes=12, **options), name="ir_csn_26", options=options, spec=spec,
-      train_set=open_dataset(videos, split="train"), val_set=open_dataset(videos, split="test"), out=out,
+      train_set=open_dataset(videos, split="train"), val_set=open_dataset(videos, split="val"), out=out,
       config=TrainConfig(epochs=2, batch_size=8, threads=1, optimizer="sgd", lr=1e-4), cache=None)
 """
 
@@ -223,6 +224,12 @@ def test_bad_settings(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None
         run(videos, tiny_spec, tmp_path / "x", TrainConfig(device="cuda:9"))
     with pytest.raises(InputError, match=r"the loss is .* lower --lr"):
         run(videos, tiny_spec, tmp_path / "x", TrainConfig(lr=1e30, epochs=3, batch_size=8, warmup_epochs=0))
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch_size 99"):
+        run(videos, tiny_spec, tmp_path / "a" / "b" / "x", TrainConfig(batch_size=99))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_does_not_divide(videos: Path) -> None:

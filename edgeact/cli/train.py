@@ -80,7 +80,7 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
             options=network.options,
             spec=network.spec,
             train_set=open_dataset(root, split="train", labels=network.labels),
-            val_set=open_dataset(root, split="test", labels=network.labels),
+            val_set=open_dataset(root, split="val", labels=network.labels),
             out=Path(out),
             config=config,
             cache=None if no_cache else cache_dir(),
@@ -88,7 +88,7 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
             on_epoch=on_epoch,
             on_step=on_step,
         )
-    click.echo(f"{out}: top-1 {best['val_top1']:.4f} at epoch {best['epoch']:.0f}")
+    click.echo(f"{out}: validation top-1 {best['val_top1']:.4f} at epoch {best['epoch']:.0f}")
 
 
 @contextmanager
