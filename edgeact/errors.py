@@ -5,7 +5,8 @@ EdgeactError
 │   ├── UnknownNameError (LookupError) a model, target, precision … that does not exist
 │   ├── VideoError                     a file that holds no usable video
 │   ├── CheckpointError                a file that is no checkpoint, or one of another model
-│   └── BundleError                    a bundle that is damaged, hostile or of another version
+│   ├── BundleError                    a bundle that is damaged, hostile or of another version
+│   └── LoweringError                  a network with an op that has no 2-D form here
 ├── MissingDependencyError (ImportError)  an optional package is absent; the message names the extra
 └── ToolchainError (RuntimeError)      a vendor's converter or runtime failed
 """
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointError",
     "EdgeactError",
     "InputError",
+    "LoweringError",
     "MissingDependencyError",
     "ToolchainError",
     "UnknownNameError",
@@ -53,6 +55,10 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle that is damaged, hostile or of another schema version."""
+
+
+class LoweringError(InputError):
+    """An op of a network has no 2-D form here; the message names it, its source line and what is supported."""
 
 
 class MissingDependencyError(EdgeactError, ImportError):

@@ -1,0 +1,152 @@
+"""The 2-D graph while it is written: nodes with known shapes, and constants that fold themselves.
+
+A value is an `fx.Node` (computed at run time), a `torch.Tensor` (a constant: weights, masks), a `QuantizedConstant`, or
+a plain Python number. An op over constants alone runs at once and gives a constant, so a kernel that is cut into taps,
+or a normalisation that is squeezed, never becomes a node.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_aggregate
+
+__all__ = ["Emitter", "QuantizedConstant", "shape_of"]
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class QuantizedConstant:
+    """An int8 weight behind its dequantize op: what cuts the weight cuts the integers, the scales stay.
+
+    Right for scales per tensor, or per output channel (axis 0), as no rule reorders output channels.
+    """
+
+    values: torch.Tensor
+    dequantize: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight."""
+        return self.values.shape
+
+    def apply(self, cut: Callable[[torch.Tensor], torch.Tensor]) -> "QuantizedConstant":
+        """The constant whose integers are `cut(values)`."""
+        return QuantizedConstant(cut(self.values), self.dequantize, self.arguments)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Shape of a node or constant; `()` of a number."""
+    if isinstance(value, fx.Node):
+        return tuple(value.meta["val"].shape)
+    return tuple(getattr(value, "shape", ()))
+
+
+def _is_run_time(value: Any) -> bool:
+    found = False
+
+    def look(item: Any) -> Any:
+        nonlocal found
+        found = found or isinstance(item, fx.Node | QuantizedConstant)
+        return item
+
+    map_aggregate(value, look)
+    return found
+
+
+class Emitter:
+    """Writes one graph; `emitter(op, *args)` gives the value of an op."""
+
+    def __init__(self) -> None:
+        self._graph = fx.Graph()
+        self._root = nn.Module()
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._attributes: dict[int, tuple[torch.Tensor, fx.Node]] = {}  # by id; the tensor is kept alive with it
+        self._source: fx.Node | None = None
+
+    def input(self, name: str, example: torch.Tensor) -> fx.Node:
+        """A placeholder with the shape and type of `example`."""
+        node = self._graph.placeholder(name)
+        node.meta["val"] = self._mode.from_tensor(torch.empty(example.shape, dtype=example.dtype))
+        return node
+
+    def __call__(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        """The value of `op`; a list of values where it returns several."""
+        if not _is_run_time((args, kwargs)):
+            return op(*args, **kwargs)
+        args, kwargs = map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument)
+        with self._mode:
+            fake = op(*map_aggregate(args, _fake), **map_aggregate(kwargs, _fake))
+        node = self._graph.call_function(op, args, kwargs)
+        node.meta["val"] = fake
+        if isinstance(fake, list | tuple):
+            return [self._item(node, i, part) for i, part in enumerate(fake)]
+        return node
+
+    def _item(self, node: fx.Node, index: int, fake: Any) -> fx.Node:
+        import operator
+
+        item = self._graph.call_function(operator.getitem, (node, index))
+        item.meta["val"] = fake
+        return item
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._attribute(value)
+        if isinstance(value, QuantizedConstant):
+            rest = map_aggregate(value.arguments, self._argument)
+            return self(value.dequantize, self._attribute(value.values), *rest)
+        return value
+
+    def _attribute(self, tensor: torch.Tensor) -> fx.Node:
+        """The get_attr node of a constant: one for all its uses."""
+        if id(tensor) not in self._attributes:
+            name = f"constant_{len(self._attributes)}"
+            self._root.register_buffer(name, tensor.detach().contiguous())
+            node = self._graph.get_attr(name)
+            node.meta["val"] = self._mode.from_tensor(tensor.detach().contiguous())
+            self._attributes[id(tensor)] = tensor, node
+        return self._attributes[id(tensor)][1]
+
+    def reshape(self, value: Any, shape: Sequence[int]) -> Any:
+        """`value` in another shape; a chain of reshapes becomes one, and none where the shape is the same."""
+        if isinstance(value, fx.Node) and value.target is _aten.reshape.default:
+            value = value.args[0]
+        assert math.prod(shape_of(value)) == math.prod(shape), f"{shape_of(value)} into {shape}"
+        return value if shape_of(value) == tuple(shape) else self(_aten.reshape.default, value, list(shape))
+
+    def permute(self, value: Any, dims: Sequence[int]) -> Any:
+        """`value` with its dimensions in another order."""
+        return value if list(dims) == sorted(dims) else self(_aten.permute.default, value, list(dims))
+
+    def cat(self, values: Sequence[Any], dim: int) -> Any:
+        """`values` one after another along `dim`."""
+        return values[0] if len(values) == 1 else self(_aten.cat.default, list(values), dim)
+
+    def sum(self, values: Sequence[Any]) -> Any:
+        """Their sum, added one by one."""
+        total = values[0]
+        for value in values[1:]:
+            total = self(_aten.add.Tensor, total, value)
+        return total
+
+    def finish(self, outputs: Any) -> fx.GraphModule:
+        """The module that computes `outputs`, without what nothing uses."""
+        self._graph.output(map_aggregate(outputs, self._argument))
+        self._graph.eliminate_dead_code()
+        module = fx.GraphModule(self._root, self._graph)
+        module.delete_all_unused_submodules()
+        used = {node.target for node in self._graph.nodes if node.op == "get_attr"}
+        for name in [name for name, _ in module.named_buffers() if name not in used]:
+            delattr(module, name)
+        return module
+
+
+def _fake(value: Any) -> Any:
+    return value.meta["val"] if isinstance(value, fx.Node) else value

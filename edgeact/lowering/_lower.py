@@ -1,0 +1,172 @@
+"""The walk over the graph: every op by its rule, in order, each value whole or Timed."""
+
+import re
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from edgeact.errors import InputError, LoweringError, UnknownNameError
+from edgeact.lowering import convolution, frames, movement, pointwise, pooling, reduction
+from edgeact.lowering._emitter import Emitter, QuantizedConstant
+from edgeact.lowering._prepare import prepare, quiet
+from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
+from edgeact.lowering._timed import Form, Timed, map_chunks
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["lower", "unsupported"]
+
+_aten = torch.ops.aten
+_RULE_FILES = (convolution, frames, movement, pointwise, pooling, reduction)  # importing them fills RULES
+# What is computed on 5-D tensors alone and has no rule: without one it would reach a runtime that cannot run it.
+_VOLUMETRIC = re.compile(r"(3d|^aten\.(convolution|conv_transpose3d|native_batch_norm|col2im|im2col))\b|pool3d")
+
+
+def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule = default_taps) -> "ExportedProgram":
+    """Rewrite a 3-D network into an equal one of 2-D ops.
+
+    Args:
+        program: A network in eval mode with static shapes and a batch of 1, BatchNorm folded or not, float or with
+            PT2E's quantize and dequantize nodes.
+        form: "unrolled", one `[1, C, H, W]` tensor per frame; or "folded", time in the batch, `[T, C, H, W]`.
+        taps: Chooses how each dense convolution over time is written.
+
+    Returns:
+        A program of the same inputs and outputs, equal up to the rounding of float sums in another order.
+
+    Raises:
+        UnknownNameError: There is no such form.
+        InputError: Shapes are dynamic, or the batch is not 1.
+        LoweringError: An op cannot be lowered; its name, its place in the user's source and what is supported.
+    """
+    if form not in get_args(Form):
+        raise UnknownNameError("form", form, get_args(Form))
+    graph = prepare(program)
+    lo = Lowering(Emitter(), form, taps)
+    values: dict[fx.Node, Any] = {}
+    outputs: Any = None
+    examples = []
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            examples.append(_example(node))
+            values[node] = lo.e.input(str(node.target), examples[-1])
+            if (axis := _time_axis(node)) is not None:
+                values[node] = lo.timed(values[node], axis)
+        elif node.op == "get_attr":
+            values[node] = _attribute(graph, str(node.target))
+        elif node.op == "output":
+            flat = [lo.whole(values[leaf]) for leaf in tree_leaves(node.args[0])]
+            outputs = tree_unflatten(flat, program.call_spec.out_spec)
+        else:
+            values[node] = _lower_node(lo, node, values)
+    lowered = lo.e.finish(outputs)
+    with quiet(), torch.no_grad():
+        return torch.export.export(lowered, tuple(examples))
+
+
+def unsupported(program: "ExportedProgram") -> dict[str, str]:
+    """Ops of `program` that `lower` would refuse by their kind, each with its place in the user's source."""
+    return {
+        str(node.target): _source(node)
+        for node in prepare(program).graph.nodes
+        if node.op == "call_function" and not _is_known(node.target) and _VOLUMETRIC.search(str(node.target))
+    }
+
+
+def _is_known(op: Any) -> bool:
+    return op in RULES or is_pointwise(op) or _is_quantize(op)
+
+
+def _is_quantize(op: Any) -> bool:
+    return str(op).startswith("quantized_decomposed.")
+
+
+def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    op: Any = node.target
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    if getattr(op, "__name__", "") == "getitem":
+        return args[0][args[1]]
+    lo.op = op
+    try:
+        if op in RULES:
+            return RULES[op](lo, *args, **kwargs)
+        timed = any_timed(args)
+        if _is_quantize(op):
+            return _quantize(lo, op, args)
+        if is_pointwise(op) and timed:
+            return pointwise.pointwise(lo, op, args, kwargs)
+        if not timed and not _VOLUMETRIC.search(str(op)):
+            return lo.e(op, *args, **kwargs)
+    except ValueError as exc:  # a rule that cannot serve these arguments says why
+        raise LoweringError(f"{_where(node)}: {exc}") from exc
+    supported = ", ".join(sorted({str(known).removeprefix("aten.").partition(".")[0] for known in RULES}))
+    raise LoweringError(
+        f"{_where(node)}: there is no rule for this op on a tensor with time; supported are all pointwise ops and: "
+        f"{supported}"
+    )
+
+
+def _quantize(lo: Lowering, op: Any, args: tuple[Any, ...]) -> Any:
+    """A quantize or dequantize node: per tensor it commutes with everything that moves data."""
+    value, *rest = args
+    if isinstance(value, Timed):
+        if "per_channel" in str(op):
+            raise ValueError("activations quantized per channel")
+        return map_chunks(lo.e, value, lambda chunk: lo.e(op, chunk, *rest))
+    if isinstance(value, torch.Tensor) and "dequantize" in str(op):
+        return QuantizedConstant(value, op, tuple(rest))
+    return lo.e(op, value, *rest)
+
+
+def _attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
+    *parents, name = path.split(".")
+    for parent in parents:
+        module = getattr(module, parent)
+    tensor: torch.Tensor = getattr(module, name)
+    return tensor.detach()
+
+
+def _example(node: fx.Node) -> torch.Tensor:
+    fake = node.meta["val"]
+    if any(not isinstance(size, int) for size in fake.shape):
+        raise InputError(f"input {node.name!r} has the dynamic shape {tuple(fake.shape)}: export with static shapes")
+    if len(fake.shape) == 5 and fake.shape[0] != 1:
+        raise InputError(
+            f"input {node.name!r} has a batch of {fake.shape[0]}: an edge graph is lowered for a batch of 1"
+        )
+    return torch.zeros(tuple(fake.shape), dtype=fake.dtype)
+
+
+def _time_axis(clip: fx.Node) -> int | None:
+    """The axis of a 5-D input that becomes the time of the first convolution or pooling, `[B, C, T, H, W]`.
+
+    Follows the input through casts, sums and permutes, so that a uint8 `clip_BTHWC` is cut into frames before all of
+    them; None where the way is another.
+    """
+    if len(clip.meta["val"].shape) != 5:
+        return None
+    order = list(range(5))  # the input's axis that stands on each place
+    node = clip
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if user.target is _aten.permute.default:
+            order = [order[dim] for dim in user.args[1]]
+        elif user.target in {_aten.conv3d.default, _aten.max_pool3d.default, _aten.avg_pool3d.default}:
+            return order[2]
+        elif not (is_pointwise(user.target) or user.target in RULES) or len(user.meta["val"].shape) != 5:
+            return None
+        node = user
+    return order[2] if node is not clip else 2
+
+
+def _source(node: fx.Node) -> str:
+    """`file:line` of the innermost frame of the user's code."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return ":".join(places[-1]) if places else "source unknown"
+
+
+def _where(node: fx.Node) -> str:
+    return f"{node.target} ({_source(node)}) cannot be lowered"

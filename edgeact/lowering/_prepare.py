@@ -1,0 +1,64 @@
+"""The volumetric graph made ready: composite ops taken apart, BatchNorm folded, pads given to their convolutions."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from edgeact.lowering._rules import RULES, is_pointwise
+from edgeact.quantize import fold_batch_norm
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["prepare", "quiet"]
+
+_aten = torch.ops.aten
+
+
+def prepare(program: "ExportedProgram") -> fx.GraphModule:
+    """The graph of `program` in ops that have rules or are pointwise, weights as attributes."""
+    table = torch.export.default_decompositions()
+    for op in [*RULES, *(op for op in table if is_pointwise(op)), _aten.scaled_dot_product_attention.default]:
+        table.pop(op, None)
+    with quiet(), torch.no_grad():
+        module = program.module(check_guards=False)
+        if fold_batch_norm(module):
+            program = torch.export.export(module, *program.example_inputs)
+        module = program.run_decompositions(table).module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    _give_pads_to_convolutions(module.graph)
+    return module
+
+
+def _give_pads_to_convolutions(graph: fx.Graph) -> None:
+    """`F.pad` with zeros before a conv3d: its even sides become the convolution's own padding, as in MiCT.
+
+    Padding in time that differs before and after stays a pad, and leaves out taps.
+    """
+    for node in graph.find_nodes(op="call_function", target=_aten.constant_pad_nd.default):
+        sizes: Any = node.args[1]
+        convolutions = list(node.users)
+        value = node.args[2] if len(node.args) > 2 else 0
+        if value or len(sizes) < 4 or any(user.target is not _aten.conv3d.default for user in convolutions):
+            continue
+        left, right, top, bottom, *time = sizes
+        if left != right or top != bottom or min(left, top) < 0:
+            continue
+        for user in convolutions:
+            x, weight, *rest = user.args
+            bias, stride, padding, *more = [*rest, *[None, [1, 1, 1], [0, 0, 0]][len(rest) :]]
+            t, h, w = padding * 3 if len(padding) == 1 else padding
+            user.args = (x, weight, bias, stride, [t, h + top, w + left], *more)
+        node.args = (node.args[0], [0, 0, 0, 0, *time], 0.0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Torch 2.13's own use of a class it deprecates, printed at every export."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+        yield

@@ -1,0 +1,115 @@
+"""Ops that treat every position alike: activations, sums and products with broadcasting, BatchNorm, quantize nodes.
+
+[1, C, T, H, W]  *  [1, C, 1, 1, 1]        squeeze-excitation: the second operand has one frame for all
+[1, C, T, H, W]  +  [C, 1, 1, 1]           a constant loses its axis of time and is one for all frames
+[1, C, T, H, W]  +  [1, C, T, 1, 1]        frame by frame
+"""
+
+from typing import Any
+
+import torch
+
+from edgeact.lowering._emitter import shape_of
+from edgeact.lowering._rules import Lowering, rank_of, rule
+from edgeact.lowering._timed import Timed, filled, map_chunks, relabel
+
+__all__ = ["batch_norm", "pointwise"]
+
+_aten = torch.ops.aten
+
+
+def pointwise(lo: Lowering, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Timed:
+    """A pointwise op of which at least one argument is Timed, with torch's broadcasting."""
+    tensors = [a for a in _flat(args) if isinstance(a, Timed) or len(shape_of(a))]
+    rank = max(rank_of(a) for a in tensors)
+    lead = max((a for a in tensors if isinstance(a, Timed)), key=lambda a: (a.frames, rank_of(a)))
+    from_end = rank_of(lead) - lead.axis  # time, counted from the right, where broadcasting aligns
+    shape = tuple(torch.broadcast_shapes(*(a.shape if isinstance(a, Timed) else shape_of(a) for a in tensors)))
+    axis, frames = rank - from_end, lead.frames
+    kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
+
+    def aligned(argument: Any) -> list[Any]:
+        if isinstance(argument, Timed) or len(shape_of(argument)):
+            return _aligned(lo, argument, rank, axis, frames, shape)
+        return [argument] * (frames if lo.form == "unrolled" else 1)
+
+    rows = [
+        list(zip(*(aligned(item) for item in argument), strict=True))
+        if isinstance(argument, list | tuple)
+        else aligned(argument)
+        for argument in args
+    ]
+    chunks = tuple(
+        lo.e(op, *(list(a) if isinstance(a, tuple) else a for a in row), **kwargs) for row in zip(*rows, strict=True)
+    )
+    return Timed(chunks, shape, axis, lo.form)
+
+
+def _flat(args: Any) -> list[Any]:
+    return [b for a in args for b in (_flat(a) if isinstance(a, list | tuple) else [a])]
+
+
+def _aligned(lo: Lowering, value: Any, rank: int, axis: int, frames: int, out: tuple[int, ...]) -> list[Any]:
+    """The chunks of an operand, one for each chunk of the result, with as many dimensions."""
+    own = value.shape if isinstance(value, Timed) else shape_of(value)
+    shape = (*(1,) * (rank - len(own)), *own)
+    batch_is_left_out = axis != 0 and out[0] == 1
+    if isinstance(value, Timed):
+        value = filled(lo.e, value)
+        own_axis = value.axis + rank - len(own)
+        value = relabel(lo.e, value, shape, own_axis) if own_axis == axis else lo.timed(lo.whole(value), axis)
+    elif shape[axis] == 1:
+        rest = [size for dim, size in enumerate(shape) if dim != axis and not (dim == 0 and batch_is_left_out)]
+        one = lo.e.reshape(value, (1, *rest))
+        return [one] * (frames if lo.form == "unrolled" else 1)
+    else:
+        value = relabel(lo.e, lo.timed(lo.e.reshape(value, shape), axis), shape, axis)
+    if batch_is_left_out is False and shape[0] == 1 and axis != 0:  # its batch of one broadcasts: a chunk shows it
+        rest = [size for dim, size in enumerate(shape) if dim != axis]
+        value = Timed(
+            tuple(lo.e.reshape(c, (shape_of(c)[0], *rest)) for c in value.chunks), value.shape, value.axis, value.form
+        )
+    chunks = list(value.chunks)
+    return chunks * frames if lo.form == "unrolled" and len(chunks) == 1 else chunks
+
+
+@rule(_aten._native_batch_norm_legit_no_training.default)
+def batch_norm(
+    lo: Lowering, x: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> list[Any]:
+    """BatchNorm in inference where it follows no convolution: one multiply and one add per channel.
+
+    y = x * s + (beta - mu * s)        s = gamma / sqrt(var + eps)          (Ioffe and Szegedy 2015, section 3.1)
+    """
+    scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (-1, *(1,) * (rank_of(x) - 2))
+    scaled = _binary(lo, _aten.mul.Tensor, x, scale.view(shape))
+    return [_binary(lo, _aten.add.Tensor, scaled, shift.view(shape)), None, None]
+
+
+def _binary(lo: Lowering, op: Any, a: Any, b: Any) -> Any:
+    return pointwise(lo, op, (a, b), {}) if isinstance(a, Timed) else lo.e(op, a, b)
+
+
+@rule(_aten.clone.default, _aten.contiguous.default, _aten.detach.default, _aten.alias.default)
+def identity(lo: Lowering, x: Any, **_: Any) -> Any:
+    """The same values."""
+    return x
+
+
+@rule(_aten.dropout.default, _aten.feature_dropout.default)
+def dropout(lo: Lowering, x: Any, p: float, train: bool) -> Any:
+    """Nothing, in inference."""
+    if train and p:
+        raise ValueError("dropout in training mode: call .eval() before the export")
+    return x
+
+
+@rule(_aten._to_copy.default, _aten.to.dtype)
+def to_dtype(lo: Lowering, x: Any, dtype: Any = None, *_: Any, **kwargs: Any) -> Any:
+    """Another element type; memory formats and devices mean nothing to a graph for another machine."""
+    dtype = kwargs.get("dtype", dtype)
+    if not isinstance(x, Timed):
+        return x if dtype is None else lo.e(_aten._to_copy.default, x, dtype=dtype)
+    return x if dtype is None else map_chunks(lo.e, x, lambda chunk: lo.e(_aten._to_copy.default, chunk, dtype=dtype))
