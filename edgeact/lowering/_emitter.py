@@ -68,7 +68,7 @@ class Emitter:
         self._root = nn.Module()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._attributes: dict[int, tuple[torch.Tensor, fx.Node]] = {}  # by id; the tensor is kept alive with it
-        self._source: fx.Node | None = None
+        self._dequantized: dict[int, fx.Node] = {}
 
     def input(self, name: str, example: torch.Tensor) -> fx.Node:
         """A placeholder with the shape and type of `example`."""
@@ -100,8 +100,11 @@ class Emitter:
         if isinstance(value, torch.Tensor):
             return self._attribute(value)
         if isinstance(value, QuantizedConstant):
-            rest = map_aggregate(value.arguments, self._argument)
-            return self(value.dequantize, self._attribute(value.values), *rest)
+            if id(value.values) not in self._dequantized:
+                rest = map_aggregate(value.arguments, self._argument)
+                node = self(value.dequantize, self._attribute(value.values), *rest)
+                self._dequantized[id(value.values)] = node
+            return self._dequantized[id(value.values)]
         return value
 
     def _attribute(self, tensor: torch.Tensor) -> fx.Node:

@@ -1,6 +1,7 @@
 """The walk over the graph: every op by its rule, in order, each value whole or Timed."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -44,7 +45,15 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
     """
     if form not in get_args(Form):
         raise UnknownNameError("form", form, get_args(Form))
-    graph = prepare(program)
+    lowered, examples = rewrite(prepare(program), form, taps, program.call_spec.out_spec)
+    with quiet(), torch.no_grad():
+        return torch.export.export(lowered, examples)
+
+
+def rewrite(
+    graph: fx.GraphModule, form: Form, taps: TapsRule, out_spec: Any = None
+) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
+    """The 2-D module of a prepared `graph`, its outputs in the structure `out_spec`, and inputs to export it with."""
     lo = Lowering(Emitter(), form, taps)
     values: dict[fx.Node, Any] = {}
     outputs: Any = None
@@ -58,13 +67,10 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
         elif node.op == "get_attr":
             values[node] = _attribute(graph, str(node.target))
         elif node.op == "output":
-            flat = [lo.whole(values[leaf]) for leaf in tree_leaves(node.args[0])]
-            outputs = tree_unflatten(flat, program.call_spec.out_spec)
+            outputs = [lo.whole(values[leaf]) for leaf in tree_leaves(node.args[0])]
         else:
             values[node] = _lower_node(lo, node, values)
-    lowered = lo.e.finish(outputs)
-    with quiet(), torch.no_grad():
-        return torch.export.export(lowered, tuple(examples))
+    return lo.e.finish(outputs if out_spec is None else tree_unflatten(outputs, out_spec)), tuple(examples)
 
 
 def unsupported(program: "ExportedProgram") -> dict[str, str]:
@@ -86,7 +92,8 @@ def _is_quantize(op: Any) -> bool:
 
 def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     op: Any = node.target
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    both: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    args, kwargs = both
     if getattr(op, "__name__", "") == "getitem":
         return args[0][args[1]]
     lo.op = op
@@ -134,9 +141,7 @@ def _example(node: fx.Node) -> torch.Tensor:
     if any(not isinstance(size, int) for size in fake.shape):
         raise InputError(f"input {node.name!r} has the dynamic shape {tuple(fake.shape)}: export with static shapes")
     if len(fake.shape) == 5 and fake.shape[0] != 1:
-        raise InputError(
-            f"input {node.name!r} has a batch of {fake.shape[0]}: an edge graph is lowered for a batch of 1"
-        )
+        raise InputError(f"input {node.name!r} has a batch of {fake.shape[0]}: a graph is lowered for a batch of 1")
     return torch.zeros(tuple(fake.shape), dtype=fake.dtype)
 
 
@@ -144,28 +149,27 @@ def _time_axis(clip: fx.Node) -> int | None:
     """The axis of a 5-D input that becomes the time of the first convolution or pooling, `[B, C, T, H, W]`.
 
     Follows the input through casts, sums and permutes, so that a uint8 `clip_BTHWC` is cut into frames before all of
-    them; None where the way is another.
+    them. A wrong guess costs speed alone: a rule that wants another axis puts the frames together and cuts again.
     """
     if len(clip.meta["val"].shape) != 5:
         return None
     order = list(range(5))  # the input's axis that stands on each place
     node = clip
     while len(node.users) == 1:
-        user = next(iter(node.users))
-        if user.target is _aten.permute.default:
-            order = [order[dim] for dim in user.args[1]]
-        elif user.target in {_aten.conv3d.default, _aten.max_pool3d.default, _aten.avg_pool3d.default}:
-            return order[2]
-        elif not (is_pointwise(user.target) or user.target in RULES) or len(user.meta["val"].shape) != 5:
-            return None
-        node = user
-    return order[2] if node is not clip else 2
+        node = next(iter(node.users))
+        if node.target is _aten.permute.default:
+            dims: Any = node.args[1]
+            order = [order[dim] for dim in dims]
+        elif not is_pointwise(node.target) and node.target is not _aten._to_copy.default:
+            break
+    return order[2]
 
 
 def _source(node: fx.Node) -> str:
     """`file:line` of the innermost frame of the user's code."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return ":".join(places[-1]) if places else "source unknown"
+    own = [place for place in places if not place[0].startswith(str(Path(torch.__file__).parent))]
+    return ":".join((own or places)[-1]) if places else "source unknown"
 
 
 def _where(node: fx.Node) -> str:

@@ -1,5 +1,6 @@
 """The volumetric graph made ready: composite ops taken apart, BatchNorm folded, pads given to their convolutions."""
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +22,28 @@ _aten = torch.ops.aten
 
 def prepare(program: "ExportedProgram") -> fx.GraphModule:
     """The graph of `program` in ops that have rules or are pointwise, weights as attributes."""
-    table = torch.export.default_decompositions()
-    for op in [*RULES, *(op for op in table if is_pointwise(op)), _aten.scaled_dot_product_attention.default]:
-        table.pop(op, None)
     with quiet(), torch.no_grad():
         module = program.module(check_guards=False)
         if fold_batch_norm(module):
             program = torch.export.export(module, *program.example_inputs)
-        module = program.run_decompositions(table).module(check_guards=False)
+        module = program.run_decompositions(_table()).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     _give_pads_to_convolutions(module.graph)
     return module
+
+
+def _table() -> Any:
+    """Torch's decompositions, less those of ops that have rules, or stay whole for backends or for a refusal's words."""
+    table: Any = torch.export.default_decompositions()
+    refused = (_aten.conv_transpose3d.input, _aten.upsample_trilinear3d.vec, _aten.upsample_nearest3d.vec)
+    for op in [*RULES, *_pointwise(), _aten.scaled_dot_product_attention.default, *refused]:
+        table.pop(op, None)
+    return table
+
+
+@functools.cache
+def _pointwise() -> list[Any]:
+    return [op for op in torch.export.default_decompositions() if is_pointwise(op)]
 
 
 def _give_pads_to_convolutions(graph: fx.Graph) -> None:
@@ -49,8 +61,8 @@ def _give_pads_to_convolutions(graph: fx.Graph) -> None:
         if left != right or top != bottom or min(left, top) < 0:
             continue
         for user in convolutions:
-            x, weight, *rest = user.args
-            bias, stride, padding, *more = [*rest, *[None, [1, 1, 1], [0, 0, 0]][len(rest) :]]
+            given: list[Any] = list(user.args)
+            x, weight, bias, stride, padding, *more = [*given, *[None, [1, 1, 1], [0, 0, 0]][len(given) - 2 :]]
             t, h, w = padding * 3 if len(padding) == 1 else padding
             user.args = (x, weight, bias, stride, [t, h + top, w + left], *more)
         node.args = (node.args[0], [0, 0, 0, 0, *time], 0.0)

@@ -223,7 +223,10 @@ def split(lo: Lowering, x: Any, size: int, dim: int = 0) -> list[Any]:
 @rule(_aten.chunk.default)
 def chunk(lo: Lowering, x: Any, count: int, dim: int = 0) -> list[Any]:
     """At most `count` parts."""
-    return split(lo, x, -(-_shape(x)[dim] // count), dim)
+    length = _shape(x)[dim]
+    return [
+        slice_(lo, x, dim, s, min(s + size, length)) for size in [-(-length // count)] for s in range(0, length, size)
+    ]
 
 
 @rule(_aten.unbind.int)
@@ -245,13 +248,11 @@ def pad(lo: Lowering, x: Any, sizes: Sequence[int], value: float = 0.0) -> Any:
     if any(flat):
         shape = [size + sum(pairs.get(dim, (0, 0))) for dim, size in enumerate(x.shape)]
         x = map_chunks(lo.e, x, lambda c: lo.e(_aten.constant_pad_nd.default, c, flat, value), shape)
+    if value and max(before, after) > 0:
+        constant = Timed((torch.full((1, *x.frame_shape), float(value)),), _with(x.shape, x.axis, 1), x.axis, x.form)
+        parts = [gather(lo.e, constant, [0] * n) if n > 0 else None for n in (before, after)]
+        return cat(lo, [part for part in (parts[0], gather(lo.e, x, kept), parts[1]) if part], x.axis)
     frames = [*[None] * max(0, before), *kept, *[None] * max(0, after)]
-    if value and len(frames) > len(kept):
-        constant = torch.full((1, *x.frame_shape), float(value))
-        whole = Timed((constant,), _with(x.shape, x.axis, 1), x.axis, x.form)
-        ends = [gather(lo.e, whole, [0] * max(0, n)) for n in (before, after)]
-        parts = [ends[0], gather(lo.e, x, kept), ends[1]]
-        return cat(lo, [part for part in parts if part.frames], x.axis)
     return x if frames == list(range(x.frames)) else gather(lo.e, x, frames)
 
 

@@ -24,7 +24,8 @@ def pointwise(lo: Lowering, op: Any, args: tuple[Any, ...], kwargs: dict[str, An
     rank = max(rank_of(a) for a in tensors)
     lead = max((a for a in tensors if isinstance(a, Timed)), key=lambda a: (a.frames, rank_of(a)))
     from_end = rank_of(lead) - lead.axis  # time, counted from the right, where broadcasting aligns
-    shape = tuple(torch.broadcast_shapes(*(a.shape if isinstance(a, Timed) else shape_of(a) for a in tensors)))
+    shapes = [a.shape if isinstance(a, Timed) else shape_of(a) for a in tensors]
+    shape = tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
     axis, frames = rank - from_end, lead.frames
     kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
 
@@ -104,6 +105,11 @@ def dropout(lo: Lowering, x: Any, p: float, train: bool) -> Any:
     if train and p:
         raise ValueError("dropout in training mode: call .eval() before the export")
     return x
+
+
+@rule(_aten._assert_tensor_metadata.default)
+def nothing(lo: Lowering, *_: Any, **__: Any) -> None:
+    """A check that torch.export makes of its own tracing."""
 
 
 @rule(_aten._to_copy.default, _aten.to.dtype)

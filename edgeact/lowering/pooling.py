@@ -33,11 +33,11 @@ def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, c
     return [[t * stride - padding + k * dilation for k in range(kernel)] for t in range(count)]
 
 
-def _ceil_matters(shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any) -> bool:
+def _ceil_matters(shape: tuple[int, ...], geometry: list[list[int]]) -> bool:
     """Whether ceil_mode changes the height or width; backends take the plain mode more often."""
     return any(
         len(_windows(size, k, s, p, d, True)) != len(_windows(size, k, s, p, d, False))
-        for size, k, s, p, d in zip(shape, kernel, stride, padding, dilation, strict=True)
+        for size, k, s, p, d in zip(shape, *geometry, strict=True)
     )
 
 
@@ -63,7 +63,7 @@ def max_pool3d(
     x = filled(lo.e, lo.timed(x, 2))
     hw = [list(triple[1:]) for triple in (kernel, stride, padding, dilation)]
     if hw != [[1, 1], [1, 1], [0, 0], [1, 1]]:
-        ceil = ceil_mode and _ceil_matters(x.shape[3:], *hw)
+        ceil = ceil_mode and _ceil_matters(x.shape[3:], hw)
         x = _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.max_pool2d.default, chunk, *hw, ceil)))
     windows = _windows(x.frames, kernel[0], stride[0], padding[0], dilation[0], ceil_mode)
     return _over_time(lo, x, [[t for t in w if 0 <= t < x.frames] for w in windows], _aten.maximum.default)
@@ -92,7 +92,7 @@ def avg_pool3d(
     hw = [list(triple[1:]) for triple in (kernel, stride, padding)]
     flat_divisor = None if divisor_override is None else 1
     if hw != [[1, 1], [1, 1], [0, 0]]:
-        ceil = ceil_mode and _ceil_matters(x.shape[3:], *hw, [1, 1])
+        ceil = ceil_mode and _ceil_matters(x.shape[3:], [*hw, [1, 1]])
         rest = (ceil, count_include_pad, flat_divisor)
         x = _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.avg_pool2d.default, chunk, *hw, *rest)))
     windows = _windows(x.frames, kernel[0], stride[0], padding[0], 1, ceil_mode)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from lowering_checks import assert_lowers, capture, targets
+from torch import nn
+from torch.nn import functional
+
+from edgeact.lowering import Conv, default_taps, lower
+
+
+@st.composite
+def convolutions(draw):
+    groups = draw(st.sampled_from([1, 1, 2, 4]))
+    kernel = draw(st.tuples(st.sampled_from([1, 2, 3, 5, 7]), st.integers(1, 3), st.integers(1, 3)))
+    conv = nn.Conv3d(
+        4,
+        groups * draw(st.integers(1, 3)),
+        kernel,
+        stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2))),
+        padding=tuple(draw(st.integers(0, 3)) for _ in range(3)),
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))),
+        groups=groups,
+        bias=draw(st.booleans()),
+    )
+    return conv, draw(st.integers(1, 8)), draw(st.sampled_from(["stack", "sum"]))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(convolutions())
+def test_any_conv3d(case):
+    conv, frames, taps = case
+    size = [
+        (length + 2 * p - d * (k - 1) - 1) // s + 1
+        for length, k, s, p, d in zip(
+            (frames, 6, 5), conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
+        )
+    ]
+    assume(min(size) > 0)
+    # an output frame that sees padding alone is the bias; one where all frames do is refused below
+    covered = any(
+        0 <= t * conv.stride[0] - conv.padding[0] + k * conv.dilation[0] < frames
+        for t in range(size[0])
+        for k in range(conv.kernel_size[0])
+    )
+    assume(covered)
+    assert_lowers(conv, (1, 4, frames, 6, 5), taps=lambda _: taps)
+
+
+@pytest.mark.parametrize("padding", [(3, 3, 3, 3, 0, 6), (1, 1, 1, 1, 0, 2), (0, 1, 2, 0, 2, 0), (1, 1, 1, 1, -1, 3)])
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_asymmetric_padding(padding, value):
+    """MiCT pads time at its end alone; with another value than zero the padding is real."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3, bias=True)
+
+        def forward(self, x):
+            return self.conv(functional.pad(x, padding, value=value))
+
+    assert_lowers(Padded(), (1, 3, 5, 6, 6))
+
+
+def test_padding_frames_are_left_out():
+    """8 frames, 3 taps, padding 1: 22 of 24 taps are computed, and there is not one tensor of zeros."""
+    program = capture(nn.Conv3d(4, 4, 3, padding=1, groups=4), torch.zeros(1, 4, 8, 6, 6))
+    ops = targets(lower(program))
+    assert ops.count("aten.conv2d.default") == 22
+    assert ops.count("aten.add.Tensor") == 14
+    stacked = lower(capture(nn.Conv3d(4, 4, 3, padding=1), torch.zeros(1, 4, 8, 6, 6)), taps=lambda _: "stack")
+    kernels = sorted(tuple(tensor.shape) for tensor in stacked.state_dict.values() if tensor.ndim == 4)
+    assert kernels == [(4, 8, 3, 3), (4, 8, 3, 3), (4, 12, 3, 3)]  # the first frame's, the last one's, all others'
+    assert not [op for op in ops if "zeros" in op or "full" in op or "pad" in op]
+
+
+def test_a_frame_of_padding_alone_is_the_bias():
+    class Early(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(2, 3, (1, 3, 3))
+
+        def forward(self, x):
+            return self.conv(functional.pad(x, (0, 0, 0, 0, 2, 1)))
+
+    assert_lowers(Early(), (1, 2, 3, 5, 5))
+
+
+def test_weights_are_shared_by_all_frames():
+    lowered = lower(capture(nn.Conv3d(3, 8, 1), torch.zeros(1, 3, 16, 4, 4)))
+    assert len(lowered.state_dict) == 2
+
+
+def test_the_rule_for_taps():
+    size = {"kernel": (3, 3, 3), "frames_in": 8, "frames_out": 8}
+    assert default_taps(Conv(in_channels=64, out_channels=64, groups=1, **size)) == "stack"
+    assert default_taps(Conv(in_channels=64, out_channels=64, groups=64, **size)) == "sum"
+    assert default_taps(Conv(in_channels=512, out_channels=512, groups=1, **size)) == "sum"

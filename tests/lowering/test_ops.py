@@ -1,0 +1,153 @@
+"""Every other op of a 3-D network, one line each."""
+
+import pytest
+import torch
+from lowering_checks import assert_lowers, randomize_norms_
+from torch import nn
+from torch.nn import functional
+
+
+class Op(nn.Module):
+    """A convolution, so that time is cut, then the op."""
+
+    def __init__(self, op):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(3, 4, (3, 1, 1), padding=(1, 0, 0))
+        self.scale = nn.Parameter(torch.randn(1, 4, 1, 1, 1))
+        self.place = nn.Parameter(torch.randn(1, 4, 5, 1, 1))
+        self.linear = nn.Linear(4, 6)
+        self.norm = nn.LayerNorm(4)
+        self.conv2d = nn.Conv2d(4, 2, 3, padding=1)
+        self.op = op
+
+    def forward(self, x):
+        return self.op(self, self.conv(x))
+
+
+OPS = {
+    "relu": lambda m, x: functional.relu(x),
+    "relu6": lambda m, x: functional.relu6(x * 4),
+    "sigmoid": lambda m, x: x.sigmoid(),
+    "silu": lambda m, x: functional.silu(x),
+    "hardswish": lambda m, x: functional.hardswish(x * 3),
+    "hardsigmoid": lambda m, x: functional.hardsigmoid(x),
+    "gelu": lambda m, x: functional.gelu(x),
+    "gelu tanh": lambda m, x: functional.gelu(x, approximate="tanh"),
+    "clamp": lambda m, x: x.clamp(-0.5, 0.5),
+    "leaky_relu": lambda m, x: functional.leaky_relu(x, 0.1),
+    "elu": lambda m, x: functional.elu(x),
+    "prelu": lambda m, x: functional.prelu(x, m.scale.flatten()),
+    "softplus": lambda m, x: functional.softplus(x),
+    "where": lambda m, x: torch.where(x > 0, x, x * 2),
+    "relu_ in place": lambda m, x: x.clone().relu_(),
+    "add": lambda m, x: x + x.sigmoid(),
+    "add of a frame": lambda m, x: x + x[:, :, :1],
+    "add of a number": lambda m, x: 1 - x,
+    "mul by a channel": lambda m, x: x * m.scale,
+    "mul by a channel, low rank": lambda m, x: x * m.scale[0],
+    "position in time": lambda m, x: x + m.place,
+    "squeeze-excitation": lambda m, x: x * x.mean((2, 3, 4), keepdim=True).sigmoid(),
+    "squeeze-excitation per frame": lambda m, x: x * x.mean((3, 4), keepdim=True).sigmoid(),
+    "squeeze in time": lambda m, x: x * x.mean(2, keepdim=True),
+    "outer product": lambda m, x: x.mean((1, 3, 4), keepdim=True) * m.scale,
+    "div": lambda m, x: x / (1 + x.abs()),
+    "mean of time": lambda m, x: x.mean(2),
+    "mean of time and pixels": lambda m, x: x.mean((2, 3, 4)),
+    "mean of pixels": lambda m, x: x.mean((-1, -2)),
+    "mean of all": lambda m, x: x.mean(),
+    "sum of channels": lambda m, x: x.sum(1),
+    "sum of all": lambda m, x: x.sum(),
+    "amax": lambda m, x: x.amax((2, 3)),
+    "amin of time": lambda m, x: x.amin(2, keepdim=True),
+    "cat of channels": lambda m, x: torch.cat([x, x.relu()], 1),
+    "cat in time": lambda m, x: torch.cat([x, x[:, :, 1:3]], 2),
+    "cat in height": lambda m, x: torch.cat([x, x], 3),
+    "cat in the batch": lambda m, x: torch.cat([x, x.relu()], 0).sum(0, keepdim=True),
+    "stack": lambda m, x: torch.stack([x, x.relu()], 2).mean(2),
+    "slice in time": lambda m, x: x[:, :, 1::2],
+    "slice of pixels": lambda m, x: x[..., 1:-1, ::2],
+    "slice of channels": lambda m, x: x[:, 1:3],
+    "select a frame": lambda m, x: x[:, :, 2],
+    "select the last frame": lambda m, x: x[:, :, -1],
+    "select a channel": lambda m, x: x[:, 1],
+    "select the batch": lambda m, x: x[0],
+    "index_select in time": lambda m, x: x.index_select(2, torch.tensor([4, 0, 0])),
+    "index_select of channels": lambda m, x: x.index_select(1, torch.tensor([2, 1])),
+    "index in time": lambda m, x: x[:, :, [3, 1]],
+    "flip": lambda m, x: x.flip(2, 4),
+    "split in time": lambda m, x: torch.cat(torch.split(x, [2, 3], 2)[::-1], 2),
+    "split of channels": lambda m, x: x.split(2, 1)[1],
+    "chunk": lambda m, x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1],
+    "unbind": lambda m, x: x.unbind(2)[1] + x.unbind(2)[3],
+    "narrow": lambda m, x: x.narrow(2, 1, 3),
+    "pad pixels": lambda m, x: functional.pad(x, (1, 2, 0, 1)),
+    "pad in time": lambda m, x: functional.pad(x, (0, 0, 0, 0, 1, 2)) + 1,
+    "pad with a value": lambda m, x: functional.pad(x, (1, 0, 0, 0, 2, 0), value=3.0),
+    "replicate": lambda m, x: functional.pad(x, (1, 1, 2, 0, 1, 2), mode="replicate"),
+    "max_pool of a padded volume": lambda m, x: functional.max_pool3d(functional.pad(x, (0, 0, 0, 0, 1, 1)), (2, 1, 1)),
+    "permute": lambda m, x: x.permute(0, 2, 3, 4, 1),
+    "permute of the batch": lambda m, x: x.permute(1, 0, 2, 3, 4),
+    "transpose": lambda m, x: x.transpose(1, 2),
+    "unsqueeze": lambda m, x: x.unsqueeze(0),
+    "squeeze": lambda m, x: x[:, :1].squeeze(),
+    "reshape to frames": lambda m, x: m.conv2d(x.transpose(1, 2).reshape(5, 4, 6, 6)),
+    "reshape to frames and back": lambda m, x: (
+        m.conv2d(x.transpose(1, 2).flatten(0, 1)).view(1, 5, 2, 6, 6).transpose(1, 2)
+    ),
+    "flatten": lambda m, x: x.flatten(1),
+    "flatten pixels": lambda m, x: x.flatten(3).softmax(-1),
+    "view positions": lambda m, x: x.view(1, 4, -1).softmax(-1),
+    "expand": lambda m, x: x.mean(2, keepdim=True).expand(-1, -1, 7, -1, -1),
+    "expand of channels": lambda m, x: x[:, :1].expand(1, 3, 5, 6, 6),
+    "dropout": lambda m, x: functional.dropout3d(functional.dropout(x, training=False), training=False),
+    "linear": lambda m, x: m.linear(x.permute(0, 2, 3, 4, 1)),
+    "linear after the mean": lambda m, x: m.linear(x.mean((2, 3, 4))).softmax(-1),
+    "linear per frame, then mean": lambda m, x: m.linear(x.mean((3, 4)).transpose(1, 2)).mean(1),
+    "layer_norm, channels last": lambda m, x: m.norm(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3),
+    "softmax of channels": lambda m, x: x.softmax(1),
+    "softmax of time": lambda m, x: x.softmax(2),
+    "log_softmax": lambda m, x: x.log_softmax(1),
+    "max_pool2d of frames": lambda m, x: functional.max_pool2d(x.transpose(1, 2).flatten(0, 1), 2),
+    "bilinear of frames": lambda m, x: functional.interpolate(x[0].transpose(0, 1), scale_factor=2.0, mode="bilinear"),
+    "to": lambda m, x: x.to(torch.float64).to(torch.float32),
+    "conv3d again": lambda m, x: functional.conv3d(x.permute(0, 1, 4, 2, 3), torch.ones(2, 4, 3, 1, 1)),
+    "scaled_dot_product_attention": lambda m, x: (
+        functional.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3).transpose(1, 2).view(1, 4, 5, 6, 6)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_op(name):
+    assert_lowers(Op(OPS[name]), (1, 3, 5, 6, 6))
+
+
+def test_batch_norm_without_a_convolution():
+    net = nn.Sequential(nn.BatchNorm3d(3), nn.ReLU(), nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm3d(4))
+    assert_lowers(randomize_norms_(net), (1, 3, 5, 6, 6))
+    assert_lowers(nn.Sequential(nn.Conv3d(3, 4, 1), nn.ReLU(), nn.BatchNorm3d(4, affine=False)), (1, 3, 2, 3, 3))
+
+
+def test_several_outputs_keep_their_structure():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return {"volume": y, "heads": (y.mean((2, 3, 4)), y.amax((2, 3, 4)))}
+
+    from lowering_checks import FORMS, capture
+
+    from edgeact.lowering import lower
+
+    clip = torch.randn(1, 3, 4, 5, 5)
+    module = Heads()
+    expected = module(clip)
+    for form in FORMS:
+        found = lower(capture(module, clip), form=form).module(check_guards=False)(clip)
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found["volume"], expected["volume"])
+        torch.testing.assert_close(found["heads"], expected["heads"])
