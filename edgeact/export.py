@@ -1,17 +1,14 @@
 """From a network to a proven bundle, top to bottom.
 
     model (eval) ─► reference logits ─► torch.export ─► BN folded ─► [lowered] ─► target.compile ─► parity ─► bundle
-         fp32 rung                                    folded rung                  artifact rung
+         fp32 rung                                    folded rung  lowered rung   artifact rung
 
 Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a uint8 `clip_BTHWC` with B=1 to the same.
 """
 
 import dataclasses
-import json
 import os
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,39 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact.bundle import (
-    Bundle,
-    GoldenClip,
-    ReferenceSet,
-    create_bundle,
-    open_bundle,
-    write_golden,
-    write_manifest,
-    write_reference,
-)
-from edgeact.clip import ClipSpec, normalize, scale_and_offset
-from edgeact.data import Sample
+from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
+from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
+from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
+from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, cpu_name, describe_environment, today
-from edgeact.errors import InputError, ToolchainError
+from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
-from edgeact.parity import Accuracy, Gates, Report, compare_accuracy, judge, ladder
+from edgeact.parity import Gates, Numerics, Placement, Report, compare_accuracy, judge, ladder
 from edgeact.runtime import Runner, load_runner
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import Target, check_precision, get_target
+from edgeact.targets import Target, check_form, check_precision, get_target
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.export import ExportedProgram
-    from torch.fx import GraphModule
 
 __all__ = ["export"]
-
-_GOLDEN_CLIPS = 4
-_LADDER_CLIPS = 16
-_FLIPPED_CLIPS_SHOWN = 24
-
-Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
 
 
 def export(
@@ -60,6 +41,7 @@ def export(
     target: str,
     spec: ClipSpec,
     precision: str = "fp32",
+    form: str | None = None,
     data: str | os.PathLike[str] = MOTION,
     out: str | os.PathLike[str] = "bundles",
     name: str | None = None,
@@ -81,6 +63,7 @@ def export(
         target: One of `list_targets()`.
         spec: How a video becomes a clip.
         precision: One of the target's precisions.
+        form: One of the target's forms of time; the first of them by default.
         data: Labelled videos (see `edgeact.data`), of which the held-out part is used, or `motion`.
         out: Folder of bundles; a bundle of the same name is replaced once the new one is whole.
         name: The bundle's name; `<model>-<target>-<precision>` by default.
@@ -113,6 +96,7 @@ def export(
         target_name=target,
         target=get_target(target),
         precision=precision,
+        form=check_form(target, form),
         spec=spec,
         gates=gates or Gates.defaults(precision),
         threads=threads or os.cpu_count() or 1,
@@ -128,17 +112,7 @@ def export(
     )
     facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
     with _torch_threads(job.threads), create_bundle(Path(out), job.name) as folder:
-        reference = _run_reference(job)
-        folded = _fold(job.model, spec)
-        job.target.compile(_export_uint8(folded, spec), folder, precision)
-        files = sorted(file.name for file in folder.iterdir())
-        runner = load_runner(job.target.runtime, folder, spec, job.threads)
-        shown = _clips_of(job.evaluation, _spread(reference.samples))
-        report = _measure(job, reference, folded, runner, shown, folder, files, Path(out), notes)
-        write_golden(folder, _golden(reference, shown, job.labels))
-        write_reference(folder, _reference_set(reference))
-        _write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
-        write_manifest(folder, _manifest(job, report, files, facts))
+        _build(job, folder, bundle=str(Path(out) / job.name), facts=facts, notes=notes)
     return open_bundle(Path(out) / job.name)
 
 
@@ -152,6 +126,7 @@ class _Job:
     target_name: str
     target: Target
     precision: str
+    form: str
     spec: ClipSpec
     gates: Gates
     threads: int
@@ -171,35 +146,65 @@ def _bundle_name(name: str) -> str:
 
 def _run_reference(job: _Job) -> Outputs:
     """The full-precision model on the evaluation set: what everything after is compared with."""
-    reference = run_model(_eager(job.model, job.spec), job.evaluation)
+    reference = run_model(eager(job.model, job.spec), job.evaluation)
     outputs, classes = reference.logits.shape[1], len(job.labels)
     if outputs != classes:
         raise InputError(f"the model has {outputs} outputs, the data {classes} classes")
     return reference
 
 
-def _measure(
-    job: _Job,
-    reference: Outputs,
-    folded: "nn.Module",
-    runner: Runner,
-    shown: list[tuple[Sample, NDArray[np.uint8]]],
-    folder: Path,
-    files: list[str],
-    out: Path,
-    notes: Sequence[str],
-) -> Report:
-    """Every rung on the `shown` clips; accuracy on the evaluation set; latency and placement; and the verdict."""
+def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """The pipeline: every rung, the artifact, what is measured of it, and the bundle's files."""
+    reference = _run_reference(job)
+    shown = clips_of(job.evaluation, spread(reference.samples))
+    folded = fold(job.model, job.spec)
+    program = lower_and_prove(behind_uint8(folded, job.spec), job.form, shown[0][1])
+    rungs = [("folded", run_model(eager(folded, job.spec), shown).logits)]
+    if job.form != "volumetric":
+        rungs.append(("lowered", run_model(run_program(program), shown).logits))
+    job.target.compile(program, folder, job.precision)
+    files = sorted(file.name for file in folder.iterdir())
+    runner = load_runner(job.target.runtime, folder, job.spec, job.threads)
     artifact = run_model(runner, job.evaluation)
-    row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
-    rows = [row_of[sample.id] for sample, _ in shown]
-    numerics = ladder(
-        [
-            ("fp32", reference.logits[rows]),
-            ("folded", run_model(_eager(folded, job.spec), shown).logits),
-            ("artifact", artifact.logits[rows]),
-        ]
+    report = _report(
+        job,
+        numerics=_ladder(reference, rungs, artifact, [sample.id for sample, _ in shown]),
+        reference=reference,
+        artifact=artifact,
+        latency=_latency(job, runner, folder, shown[0][1]),
+        placement=runner.placement(),
+        files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
+        bundle=bundle,
+        notes=(*notes, *_notes(job.evaluation), *busy_note()),
     )
+    write_golden(folder, golden_clips(reference, shown, job.labels))
+    write_reference(folder, reference_set(reference))
+    write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
+    write_manifest(folder, _manifest(job, report, files, facts))
+
+
+def _ladder(
+    reference: Outputs, rungs: list[tuple[str, NDArray[np.float32]]], artifact: Outputs, shown: list[str]
+) -> Numerics:
+    """Every rung on the clips `shown`; reference and artifact ran all clips, these among them."""
+    row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
+    rows = [row_of[clip] for clip in shown]
+    return ladder([("fp32", reference.logits[rows]), *rungs, ("artifact", artifact.logits[rows])])
+
+
+def _report(
+    job: _Job,
+    *,
+    numerics: Numerics,
+    reference: Outputs,
+    artifact: Outputs,
+    latency: Latency,
+    placement: Placement,
+    files: dict[str, Any],
+    bundle: str,
+    notes: tuple[str, ...],
+) -> Report:
+    """What was measured, and the verdict."""
     accuracy = compare_accuracy(
         reference.logits,
         artifact.logits,
@@ -208,28 +213,22 @@ def _measure(
         labels=job.labels,
         max_drop_pt=job.gates.max_drop_pt,
     )
-    latency = _latency(job, runner, folder, shown[0][1])
-    placement = runner.placement()
     failures = judge(job.gates, numerics, accuracy, latency, placement)
     return Report(
-        bundle=str(out / job.name),
+        bundle=bundle,
         target=job.target_name,
         model=job.model_name,
         precision=job.precision,
-        form=job.target.form,
+        form=job.form,
         held=not failures,
         failures=failures,
-        artifact={
-            "files": files,
-            "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6,
-            "weights_fp32_mb": sum(4 * p.numel() for p in job.model.parameters()) / 1e6,
-        },
+        artifact=files | {"weights_fp32_mb": sum(4 * p.numel() for p in job.model.parameters()) / 1e6},
         numerics=numerics,
         accuracy=accuracy,
         latency=latency,
         placement=placement,
         gates=job.gates,
-        notes=(*notes, *_notes(job.evaluation), *busy_note()),
+        notes=notes,
         environment=describe_environment(),
         date=today(),
     )
@@ -242,7 +241,7 @@ def _manifest(job: _Job, report: Report, files: list[str], facts: Mapping[str, A
         "model": job.model_name,
         "target": job.target_name,
         "precision": job.precision,
-        "form": job.target.form,
+        "form": job.form,
         "runtime": job.target.runtime,
         "artifact": files,
         "spec": job.spec.to_dict(),
@@ -259,36 +258,6 @@ def _manifest(job: _Job, report: Report, files: list[str], facts: Mapping[str, A
     }
 
 
-def _reference_set(outputs: Outputs) -> ReferenceSet:
-    return ReferenceSet(tuple(sample.id for sample in outputs.samples), outputs.truth, outputs.digests, outputs.logits)
-
-
-def _write_report(
-    report: Report, folder: Path, evaluation: EvaluationSet, curves: Sequence[Mapping[str, float]]
-) -> None:
-    """`report.json`, and `report.html` with the frames of the clips that flipped."""
-    from edgeact.report import write_html
-
-    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    flips = report.accuracy.flips if isinstance(report.accuracy, Accuracy) else ()
-    flipped = {flip.clip for flip in flips[:_FLIPPED_CLIPS_SHOWN]}
-    clips = _clips_of(evaluation, [sample for sample in evaluation.dataset.samples if sample.id in flipped])
-    frames = {sample.id: clip[0] for sample, clip in clips}
-    write_html(report, folder / "report.html", clip_frames=frames, curves=curves)
-
-
-def _eager(module: "nn.Module", spec: ClipSpec) -> Call:
-    """The PyTorch side: normalisation in numpy, the same one that a device without it in the graph would use."""
-    import torch
-
-    def call(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            logits: NDArray[np.float32] = module(torch.from_numpy(normalize(clip, spec))).numpy()
-        return logits
-
-    return call
-
-
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
     import torch
@@ -299,96 +268,6 @@ def _torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _torch_export_errors() -> Iterator[None]:
-    """torch.export's failures in one line; they derive from many classes (UserError, Unsupported, RuntimeError …)."""
-    with warnings.catch_warnings():
-        # torch 2.13's own use of a class it deprecates, printed at every export
-        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as exc:
-            lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-            raise ToolchainError(
-                f"torch.export cannot capture this network: {lines[0] if lines else type(exc).__name__}; "
-                "its forward must not depend on the values of tensors"
-            ) from exc
-
-
-def _fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
-    """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` with B=1 -> `logits_BK`."""
-    import torch
-
-    from edgeact.quantize import fold_batch_norm
-
-    clip = torch.zeros(1, 3, spec.frames, spec.crop_height, spec.crop_width)
-    with _torch_export_errors(), torch.no_grad():
-        graph: GraphModule = torch.export.export(model, (clip,)).module(check_guards=False)
-        fold_batch_norm(graph)
-    return graph
-
-
-def _export_uint8(network: "nn.Module", spec: ClipSpec) -> "ExportedProgram":
-    """`network` behind a uint8 `clip_BTHWC` input, normalisation inside: equal to `network(normalize(clip, spec))`."""
-    import torch
-
-    class Uint8Input(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            scale, offset = (torch.from_numpy(array).view(3, 1, 1, 1) for array in scale_and_offset(spec))
-            self.network = network
-            self.scale = torch.nn.Buffer(scale)
-            self.offset = torch.nn.Buffer(offset)
-
-        def forward(self, clip: torch.Tensor) -> torch.Tensor:
-            x_BCTHW = clip.permute(0, 4, 1, 2, 3).float()
-            logits_BK: torch.Tensor = self.network(x_BCTHW * self.scale + self.offset)
-            return logits_BK
-
-    with _torch_export_errors(), torch.no_grad():
-        return torch.export.export(Uint8Input(), (torch.zeros((1, *spec.clip_shape), dtype=torch.uint8),))
-
-
-def _spread(samples: Sequence[Sample]) -> list[Sample]:
-    """A few samples for the rungs, spread over the classes: the first of every class, then the second …."""
-    seen: Counter[int] = Counter()
-    ranked = []
-    for i, sample in enumerate(samples):
-        ranked.append((seen[sample.label], i))
-        seen[sample.label] += 1
-    return [samples[i] for _, i in sorted(ranked)[:_LADDER_CLIPS]]
-
-
-def _clips_of(evaluation: EvaluationSet, samples: Sequence[Sample]) -> list[tuple[Sample, NDArray[np.uint8]]]:
-    """Decoded clips of these samples, in their order; they were usable before, so nothing is skipped now."""
-    if not samples:
-        return []
-    part = dataclasses.replace(
-        evaluation,
-        dataset=dataclasses.replace(evaluation.dataset, samples=tuple(samples)),
-        progress=False,
-        notes=[],
-        skipped=[],
-    )
-    return list(part)
-
-
-def _golden(
-    reference: Outputs, clips: Sequence[tuple[Sample, NDArray[np.uint8]]], labels: Sequence[str]
-) -> list[GoldenClip]:
-    """The smallest videos among the ladder's clips, one per class while classes last."""
-    logits = {sample.id: row for sample, row in zip(reference.samples, reference.logits, strict=True)}
-    by_size = sorted(clips, key=lambda pair: pair[0].path.stat().st_size)
-    first_of_class = {sample.label: i for i, (sample, _) in reversed(list(enumerate(by_size)))}
-    order = sorted(range(len(by_size)), key=lambda i: (first_of_class[by_size[i][0].label] != i, i))
-    return [
-        GoldenClip(sample.id, labels[sample.label], sample.path, clip[0], logits[sample.id])
-        for sample, clip in (by_size[i] for i in order[:_GOLDEN_CLIPS])
-    ]
 
 
 def _latency(job: _Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -> Latency:

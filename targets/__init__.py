@@ -6,7 +6,7 @@ from pathlib import Path
 from edgeact.errors import InputError, UnknownNameError
 from edgeact.targets._target import Target
 
-__all__ = ["Target", "check_precision", "get_target", "list_targets"]
+__all__ = ["Target", "check_form", "check_precision", "get_target", "list_targets"]
 
 
 def list_targets() -> list[str]:
@@ -39,3 +39,15 @@ def check_precision(target: str, precision: str) -> None:
         raise UnknownNameError("precision", precision, allowed)
     if precision not in allowed:
         raise InputError(f"target {target!r} does not export {precision}: allowed: {', '.join(allowed)}")
+
+
+def check_form(target: str, form: str | None) -> str:
+    """The form of time to export in: the one asked for, or the target's own (the first of its forms).
+
+    Raises:
+        UnknownNameError: The target has no such form.
+    """
+    forms = get_target(target).forms
+    if form is not None and form not in forms:
+        raise UnknownNameError(f"form of target {target!r}", form, forms)
+    return form or forms[0]

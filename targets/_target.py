@@ -15,20 +15,20 @@ class Target(Protocol):
     Attributes:
         summary: One line for `edgeact targets`.
         precisions: What `compile` takes; anything else is refused, never replaced.
-        form: How time is held in the program that `compile` gets: volumetric, folded or unrolled.
+        forms: How time may be held in the program that `compile` gets, the best first: volumetric, folded, unrolled.
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
     """
 
     summary: str
     precisions: tuple[str, ...]
-    form: str
+    forms: tuple[str, ...]
     runtime: str
 
     def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
         """Write the artifact's files `model.*` into `folder`.
 
         Args:
-            program: uint8 `clip_BTHWC` with B=1 -> float32 `logits_BK`, static shapes, in `form`.
+            program: uint8 `clip_BTHWC` with B=1 -> float32 `logits_BK`, static shapes, in one of `forms`.
             folder: An existing, empty folder.
             precision: One of `precisions`.
 

@@ -29,7 +29,7 @@ class OpenVINO:
 
     summary = "Intel and AMD CPUs, through OpenVINO"
     precisions = ("fp32", "fp16")
-    form = "volumetric"
+    forms = ("volumetric", "folded", "unrolled")
     runtime = "openvino"
 
     def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:

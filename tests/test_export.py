@@ -18,7 +18,7 @@ from edgeact.latency import Latency
 from edgeact.models import list_models, options_for_spec
 from edgeact.parity import Accuracy, Gates, Numerics, Placement
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import check_precision, get_target, list_targets
+from edgeact.targets import check_form, check_precision, get_target, list_targets
 
 
 def tiny(name: str, spec: ClipSpec, classes: int = 12) -> nn.Module:
@@ -252,11 +252,16 @@ def test_targets_say_what_they_are() -> None:
     for name in list_targets():
         target = get_target(name)
         assert target.summary
-        assert target.form in {"volumetric", "folded", "unrolled"}
+        assert set(target.forms) <= {"volumetric", "folded", "unrolled"}
+        assert check_form(name, None) == target.forms[0]
+        with pytest.raises(
+            UnknownNameError, match=f"unknown form of target '{name}' 'unroled': did you mean 'unrolled'"
+        ):
+            check_form(name, "unroled")
         for precision in target.precisions:
             check_precision(name, precision)
     members = {name for name in dir(get_target("openvino")) if not name.startswith("_")}
-    assert members == {"summary", "precisions", "form", "runtime", "compile"}
+    assert members == {"summary", "precisions", "forms", "runtime", "compile"}
 
 
 def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_the_targets_it_lists_are_the_targets_there_are() -> None:
     for name in list_targets():
         target = get_target(name)
         assert f"| `{name}` |" in README
-        assert f"| {', '.join(target.precisions)} | {target.form} |" in README
+        assert f"| {', '.join(target.precisions)} | {target.forms[0]} |" in README
 
 
 def test_make_targets_exist() -> None:

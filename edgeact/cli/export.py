@@ -17,6 +17,7 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16.")
+@click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
 @click.option("--data", default="motion", show_default=True, help="Labelled videos; `motion` is the synthetic set.")
 @click.option("--out", default="bundles", show_default=True, metavar="DIR", help="Folder of bundles.")
 @click.option("--name", help="Name of the bundle.  [default: MODEL-TARGET-PRECISION]")
@@ -43,9 +44,10 @@ def command(
     from edgeact.evaluate import MOTION
     from edgeact.export import export
     from edgeact.parity import Gates
-    from edgeact.targets import check_precision
+    from edgeact.targets import check_form, check_precision
 
     check_precision(target, precision)
+    check_form(target, given["form"])
     gates = make_gates(Gates.defaults(precision), given)
     network = find_network(
         name=given.pop("model"),

@@ -23,7 +23,7 @@ def command(as_json: bool) -> None:
                 "name": name,
                 "summary": target.summary,
                 "precisions": list(target.precisions),
-                "form": target.form,
+                "forms": list(target.forms),
                 "runs_here": here,
                 "install": None if here else f"pip install 'edgeact[{target.runtime}]'",
             }
@@ -34,8 +34,8 @@ def command(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("target", "for", "precisions", "form", "here", box=None)
+    table = Table("target", "for", "precisions", "forms", "here", box=None)
     for row in rows:
         status = "runs" if row["runs_here"] else str(row["install"])
-        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), row["form"], status)  # type: ignore[arg-type]
+        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), ", ".join(row["forms"]), status)  # type: ignore[arg-type]
     Console().print(table)

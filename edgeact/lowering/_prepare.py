@@ -33,7 +33,7 @@ def prepare(program: "ExportedProgram") -> fx.GraphModule:
 
 
 def _table() -> Any:
-    """Torch's decompositions, less those of ops that have rules, or stay whole for backends or for a refusal's words."""
+    """Torch's decompositions, less those of ops with rules, or kept whole for backends or for a refusal's words."""
     table: Any = torch.export.default_decompositions()
     refused = (_aten.conv_transpose3d.input, _aten.upsample_trilinear3d.vec, _aten.upsample_nearest3d.vec)
     for op in [*RULES, *_pointwise(), _aten.scaled_dot_product_attention.default, *refused]:
@@ -62,7 +62,8 @@ def _give_pads_to_convolutions(graph: fx.Graph) -> None:
             continue
         for user in convolutions:
             given: list[Any] = list(user.args)
-            x, weight, bias, stride, padding, *more = [*given, *[None, [1, 1, 1], [0, 0, 0]][len(given) - 2 :]]
+            defaults: list[Any] = [None, [1, 1, 1], [0, 0, 0]]
+            x, weight, bias, stride, padding, *more = given + defaults[len(given) - 2 :]
             t, h, w = padding * 3 if len(padding) == 1 else padding
             user.args = (x, weight, bias, stride, [t, h + top, w + left], *more)
         node.args = (node.args[0], [0, 0, 0, 0, *time], 0.0)

@@ -141,12 +141,12 @@ def adaptive_avg_pool3d(lo: Lowering, x: Any, size: Any) -> Timed:
     x = lo.timed(x, 2)
     frames, height, width = _asked(x, size)
     windows = _bins(x.frames, frames)
-    x = _mean_over_time(lo, x, windows, [len(window) for window in windows])
-    if (height, width) == x.shape[3:]:
-        return x
+    mean = _mean_over_time(lo, x, windows, [len(window) for window in windows])
+    if (height, width) == mean.shape[3:]:
+        return mean
     if (height, width) == (1, 1):
-        return _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.mean.dim, chunk, [2, 3], True)))
-    return _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.adaptive_avg_pool2d.default, chunk, [height, width])))
+        return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.mean.dim, chunk, [2, 3], True)))
+    return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.adaptive_avg_pool2d.default, chunk, [height, width])))
 
 
 @rule(_aten.adaptive_max_pool3d.default)

@@ -411,7 +411,7 @@ def test_models(run: Edgeact, refused: Refused, monkeypatch: pytest.MonkeyPatch)
 def test_targets(run: Edgeact) -> None:
     (row,) = (row for row in json.loads(run("targets", "--json").out) if row["name"] == "openvino")
     assert row["precisions"][:2] == ["fp32", "fp16"]
-    assert (row["form"], row["runs_here"], row["install"]) == ("volumetric", True, None)
+    assert (row["forms"][0], row["runs_here"], row["install"]) == ("volumetric", True, None)
     assert "openvino" in run("targets").out
 
 

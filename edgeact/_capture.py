@@ -1,0 +1,144 @@
+"""From a network to the graph that targets get: captured, BatchNorm folded, behind a uint8 clip, in the asked form.
+
+    model ─► torch.export ─► BN folded ─► uint8 clip, normalisation inside ─► [lowered to 2-D]
+    fp32 rung                folded rung                                       lowered rung
+
+Shapes: the network maps float `clip_BCTHW -> logits_BK`; the program a uint8 `clip_BTHWC` with B=1 to the same.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact.clip import ClipSpec, normalize, scale_and_offset
+from edgeact.errors import InputError, ToolchainError
+from edgeact.parity import compare_outputs
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+
+__all__ = ["Call", "behind_uint8", "eager", "fold", "lower_and_prove", "run_program"]
+
+Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
+
+_EQUAL_DB = 90.0  # float32 sums in another order: 110 to 130 dB are usual; a wrong tap leaves less than 40
+
+
+def eager(module: "nn.Module", spec: ClipSpec) -> Call:
+    """The PyTorch side: normalisation in numpy, the same one that a device without it in the graph would use."""
+    import torch
+
+    def call(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = module(torch.from_numpy(normalize(clip, spec))).numpy()
+        return logits
+
+    return call
+
+
+def run_program(program: "ExportedProgram") -> Call:
+    """A program with the normalisation inside, run by PyTorch."""
+    import torch
+
+    module = program.module(check_guards=False)
+
+    def call(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = module(torch.from_numpy(clip)).numpy()
+        return logits
+
+    return call
+
+
+@contextmanager
+def _export_errors() -> Iterator[None]:
+    """torch.export's failures in one line; they derive from many classes (UserError, Unsupported, RuntimeError …)."""
+    with warnings.catch_warnings():
+        # torch 2.13's own use of a class it deprecates, printed at every export
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as exc:
+            lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+            raise ToolchainError(
+                f"torch.export cannot capture this network: {lines[0] if lines else type(exc).__name__}; "
+                "its forward must not depend on the values of tensors"
+            ) from exc
+
+
+def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
+    """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` with B=1 -> `logits_BK`.
+
+    Raises:
+        ToolchainError: torch.export cannot capture the network.
+    """
+    import torch
+
+    from edgeact.quantize import fold_batch_norm
+
+    clip = torch.zeros(1, 3, spec.frames, spec.crop_height, spec.crop_width)
+    with _export_errors(), torch.no_grad():
+        graph: GraphModule = torch.export.export(model, (clip,)).module(check_guards=False)
+        fold_batch_norm(graph)
+    return graph
+
+
+def behind_uint8(network: "nn.Module", spec: ClipSpec) -> "ExportedProgram":
+    """`network` behind a uint8 `clip_BTHWC` input, normalisation inside: equal to `network(normalize(clip, spec))`."""
+    import torch
+
+    class Uint8Input(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            scale, offset = (torch.from_numpy(array).view(3, 1, 1, 1) for array in scale_and_offset(spec))
+            self.network = network
+            self.scale = torch.nn.Buffer(scale)
+            self.offset = torch.nn.Buffer(offset)
+
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            x_BCTHW = clip.float().permute(0, 4, 1, 2, 3)
+            logits_BK: torch.Tensor = self.network(x_BCTHW * self.scale + self.offset)
+            return logits_BK
+
+    with _export_errors(), torch.no_grad():
+        return torch.export.export(Uint8Input(), (torch.zeros((1, *spec.clip_shape), dtype=torch.uint8),))
+
+
+def lower_and_prove(program: "ExportedProgram", form: str, clip: NDArray[np.uint8]) -> "ExportedProgram":
+    """`program` in `form`, after it gave the same logits on clips that differ in what could go wrong.
+
+    Args:
+        program: uint8 `clip_BTHWC` -> `logits_BK`, volumetric.
+        form: volumetric (nothing is done), folded or unrolled.
+        clip: A real clip `[1, T, H, W, 3]`; it is also tried reversed and with one frame repeated, beside noise and
+            black, where padding and biases are all there is.
+
+    Raises:
+        LoweringError: The network holds an op that has no 2-D form.
+        ToolchainError: The lowered network is not equal to the original.
+    """
+    if form == "volumetric":
+        return program
+    from edgeact.lowering import lower
+
+    lowered = lower(program, form=form)  # type: ignore[arg-type]
+    noise = np.random.default_rng(0).integers(0, 256, clip.shape, dtype=np.uint8)
+    still = np.ascontiguousarray(np.broadcast_to(clip[:, :1], clip.shape))
+    clips = {"real": clip, "reversed": clip[:, ::-1].copy(), "still": still, "noise": noise, "black": clip * 0}
+    original, rewritten = run_program(program), run_program(lowered)
+    for name, case in clips.items():
+        sqnr_db, max_abs, _ = compare_outputs(original(case), rewritten(case))
+        if not sqnr_db >= _EQUAL_DB:
+            raise ToolchainError(
+                f"the {form} form is not equal to the network: {sqnr_db:.1f} dB on a {name} clip (max {max_abs:.2e}), "
+                f"at least {_EQUAL_DB:.0f} dB is float rounding; this is a defect of edgeact's lowering, please report it"
+            )
+    return lowered
