@@ -138,7 +138,7 @@ def lower_and_prove(program: "ExportedProgram", form: str, clip: NDArray[np.uint
         sqnr_db, max_abs, _ = compare_outputs(original(case), rewritten(case))
         if not sqnr_db >= _EQUAL_DB:
             raise ToolchainError(
-                f"the {form} form is not equal to the network: {sqnr_db:.1f} dB on a {name} clip (max {max_abs:.2e}), "
-                f"at least {_EQUAL_DB:.0f} dB is float rounding; this is a defect of edgeact's lowering, please report it"
+                f"the {form} form is not equal to the network: {sqnr_db:.1f} dB on a {name} clip (max {max_abs:.2e}); "
+                f"{_EQUAL_DB:.0f} dB is float rounding; this is a defect of edgeact's lowering, please report it"
             )
     return lowered

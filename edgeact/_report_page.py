@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._plots import drop_plot, film_strip, latency_plot, training_plot
+from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
-from edgeact.parity import EXACT_DB, Accuracy, Flip, NotMeasured, Numerics, Placement, Report
+from edgeact.numerics import EXACT_DB, Numerics
+from edgeact.parity import NotMeasured, Placement, Report
 
 __all__ = ["db", "mb", "ms", "p_value", "pct", "render", "signed"]
 

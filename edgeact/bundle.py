@@ -16,12 +16,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._manifest import check_files, inside, read_manifest, write_manifest
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import Report
@@ -37,26 +38,6 @@ __all__ = [
     "write_manifest",
     "write_reference",
 ]
-
-SCHEMA = 1
-_MAX_MANIFEST_BYTES = 64 << 20
-_FIELDS = {
-    "schema": int,
-    "name": str,
-    "model": str,
-    "target": str,
-    "precision": str,
-    "form": str,
-    "runtime": str,
-    "artifact": list,
-    "spec": dict,
-    "labels": list,
-    "io": dict,
-    "gates": dict,
-    "facts": dict,
-    "files": dict,
-    "digest": str,
-}
 
 
 @dataclass(frozen=True)
@@ -134,8 +115,8 @@ class Bundle:
                 GoldenClip(
                     id=str(entry["id"]),
                     label=str(entry["label"]),
-                    video=_inside(folder, entry["video"]),
-                    frames=np.load(_inside(folder, entry["frames"]), allow_pickle=False),
+                    video=inside(folder, entry["video"]),
+                    frames=np.load(inside(folder, entry["frames"]), allow_pickle=False),
                     logits=row,
                 )
                 for entry, row in zip(entries, logits, strict=True)
@@ -179,35 +160,6 @@ def clip_digest(clip: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
 
 
-def _inside(folder: Path, name: Any) -> Path:
-    """`folder / name`, refused if it would leave the folder (by `..`, an absolute path or a link)."""
-    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
-        raise BundleError(f"{folder} names a file {name!r}, which is not a plain relative path")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or not (folder / pure).resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{folder} points outside its folder, at {name!r}: refused")
-    return folder / pure
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    fields = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write `manifest.json` with the hash of every file of `folder`; last, since it seals the bundle."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
-    manifest = {"schema": SCHEMA, **fields}
-    manifest["files"] = {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
-    manifest["digest"] = _digest(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-
-
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and verify it.
 
@@ -215,55 +167,13 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         BundleError: No bundle there, another schema version, a file that is missing, changed, unlisted or outside.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
-    wanted = manifest["files"]
-    for name, digest in wanted.items():
-        file = _inside(folder, name)
-        if not file.is_file():
-            raise BundleError(f"{folder} lacks {name}, which its manifest lists: copy the bundle again")
-        if _sha256(file) != digest:
-            raise BundleError(f"{folder} is damaged: {name} has changed since the export; copy or export it again")
-    unlisted = [
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.is_file() and file.name != "manifest.json" and file.relative_to(folder).as_posix() not in wanted
-    ]
-    if unlisted:
-        raise BundleError(f"{folder} holds files that its manifest does not list, first {unlisted[0]!r}: remove them")
-    for name in manifest["artifact"]:
-        if name not in wanted:
-            raise BundleError(f"{folder} names the artifact {name!r}, which is not among its files")
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
     try:
         spec = ClipSpec.from_dict(manifest["spec"])
     except InputError as exc:
         raise BundleError(f"{folder} has a manifest that cannot be used: {exc}") from exc
     return Bundle(path=folder, manifest=manifest, spec=spec)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
-    if not file.is_file():
-        what = "is not a folder" if not folder.is_dir() else "holds no manifest.json"
-        raise BundleError(f"{folder} is not a bundle: it {what}; `edgeact export` writes one")
-    if file.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{file} has {file.stat().st_size} bytes: no bundle has a manifest that large")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as exc:
-        raise BundleError(f"{file} is not JSON ({exc}): copy or export the bundle again") from exc
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise BundleError(f"{file} has schema {found!r}, this edgeact reads schema {SCHEMA}")
-    for key, kind in _FIELDS.items():
-        if not isinstance(manifest.get(key), kind):
-            raise BundleError(f"{file} has no usable {key!r}: it must be a {kind.__name__}")
-    if manifest["digest"] != _digest(manifest):
-        raise BundleError(f"{file} is damaged: it has changed since the export; copy or export the bundle again")
-    if not manifest["labels"] or not all(isinstance(label, str) for label in manifest["labels"]):
-        raise BundleError(f"{file} has labels that are not text")
-    for name in manifest["files"]:
-        _inside(folder, name)
-    return manifest
 
 
 @contextmanager

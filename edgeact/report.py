@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._report_page import db, mb, ms, p_value, pct, render, signed
+from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
-from edgeact.parity import Accuracy, NotMeasured, Placement, Report
+from edgeact.parity import NotMeasured, Placement, Report
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

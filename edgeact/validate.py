@@ -6,18 +6,21 @@ evaluation set (--data) ─► logits ─► reference.npz  accuracy with flips,
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, GoldenClip, ReferenceSet, open_bundle
-from edgeact.data import open_dataset
+from edgeact.data import VideoDataset, open_dataset
 from edgeact.environment import busy_note, cpu_name, describe_environment, today
 from edgeact.errors import BundleError, InputError, VideoError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
-from edgeact.parity import Accuracy, Gates, NotMeasured, Report, compare_accuracy, judge, ladder
+from edgeact.numerics import Numerics, ladder
+from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
 from edgeact.runtime import CheckedRunner, load
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.video import read_clip
@@ -61,8 +64,7 @@ def validate(
         raise InputError(f"rounds is {rounds}: latency needs at least 1")
     runner = load(opened, threads=threads)
     gates = gates or stored_gates(opened)
-    golden = opened.golden()
-    reference = opened.reference()
+    golden, reference = opened.golden(), opened.reference()
     outputs = np.concatenate([runner(clip.frames[None]) for clip in golden])
     numerics = ladder([("golden", np.stack([clip.logits for clip in golden])), ("artifact", outputs)])
     notes, failures = _check_decoding(golden, opened)
@@ -70,20 +72,35 @@ def validate(
     if data is None and not _is_synthetic(opened):
         accuracy = NotMeasured(f"give --data to run the {len(reference.ids)} clips of the evaluation set")
     else:
-        accuracy, more = _accuracy(runner, reference, data or MOTION, gates, on_corrupt, progress)
+        dataset = _same_clips(dataset_root(os.fspath(data or MOTION), progress=progress), opened.labels, reference)
+        clips = EvaluationSet(dataset, opened.spec, on_corrupt=on_corrupt, progress=progress)
+        accuracy, more = _accuracy(runner, reference, clips, gates)
         notes += more
     latency = _latency(runner, golden[0], rounds)
-    placement = runner.runner.placement()
-    failures += judge(gates, numerics, accuracy, latency, placement)
+    return _judged(opened, gates, numerics, accuracy, latency, runner.runner.placement(), failures, notes)
+
+
+def _judged(
+    bundle: Bundle,
+    gates: Gates,
+    numerics: Numerics,
+    accuracy: Accuracy | NotMeasured,
+    latency: Latency,
+    placement: Placement | NotMeasured,
+    failures: Sequence[str],
+    notes: Sequence[str],
+) -> Report:
+    """The report on these measurements; `failures` are those of decoding, which no gate judges."""
+    failures = (*failures, *judge(gates, numerics, accuracy, latency, placement))
     return Report(
-        bundle=str(opened.path),
-        target=opened.manifest["target"],
-        model=opened.manifest["model"],
-        precision=opened.manifest["precision"],
-        form=opened.manifest["form"],
+        bundle=str(bundle.path),
+        target=bundle.manifest["target"],
+        model=bundle.manifest["model"],
+        precision=bundle.manifest["precision"],
+        form=bundle.manifest["form"],
         held=not failures,
-        failures=tuple(failures),
-        artifact={"files": list(opened.manifest["artifact"]), "size_mb": opened.artifact_mb},
+        failures=failures,
+        artifact={"files": list(bundle.manifest["artifact"]), "size_mb": bundle.artifact_mb},
         numerics=numerics,
         accuracy=accuracy,
         latency=latency,
@@ -93,11 +110,6 @@ def validate(
         environment=describe_environment(),
         date=today(),
     )
-
-
-def _is_synthetic(bundle: Bundle) -> bool:
-    data = bundle.manifest["facts"].get("data")
-    return isinstance(data, dict) and data.get("synthetic") is True
 
 
 def stored_gates(bundle: Bundle) -> Gates:
@@ -137,21 +149,18 @@ def _check_decoding(golden: Sequence[GoldenClip], bundle: Bundle) -> tuple[list[
     return notes, failures
 
 
-def _accuracy(
-    runner: CheckedRunner,
-    reference: ReferenceSet,
-    data: str | os.PathLike[str],
-    gates: Gates,
-    on_corrupt: OnCorrupt,
-    progress: bool,
-) -> tuple[Accuracy, list[str]]:
-    """Accuracy on the clips of `reference` found in `data`, and notes on what differs from the export.
+def _is_synthetic(bundle: Bundle) -> bool:
+    data = bundle.manifest["facts"].get("data")
+    return isinstance(data, dict) and data.get("synthetic") is True
+
+
+def _same_clips(root: Path, labels: tuple[str, ...], reference: ReferenceSet) -> VideoDataset:
+    """The clips of `reference`, in its order, out of the folder `root`.
 
     Raises:
-        InputError: `data` lacks a clip, or labels one differently.
+        InputError: The folder lacks a clip, or labels one differently.
     """
-    root = dataset_root(os.fspath(data), progress=progress)
-    dataset = open_dataset(root, split="all", labels=runner.labels)
+    dataset = open_dataset(root, split="all", labels=labels)
     by_id = {sample.id: sample for sample in dataset.samples}
     missing = [clip for clip in reference.ids if clip not in by_id]
     if missing:
@@ -164,17 +173,17 @@ def _accuracy(
     ]
     if relabelled:
         raise InputError(f"{root} labels {relabelled[0]!r} differently from the bundle's evaluation set")
-    samples = tuple(by_id[clip] for clip in reference.ids)
-    evaluation = EvaluationSet(
-        type(dataset)(dataset.root, dataset.labels, samples),
-        runner.bundle.spec,
-        on_corrupt=on_corrupt,
-        progress=progress,
-    )
-    outputs = run_model(runner, evaluation)
-    position = {clip: i for i, clip in enumerate(reference.ids)}
-    rows = [position[sample.id] for sample in outputs.samples]
-    notes = [f"skipped: {line}" for line in evaluation.skipped]
+    return replace(dataset, samples=tuple(by_id[clip] for clip in reference.ids))
+
+
+def _accuracy(
+    runner: CheckedRunner, reference: ReferenceSet, clips: EvaluationSet, gates: Gates
+) -> tuple[Accuracy, list[str]]:
+    """Accuracy on `clips`, which are those of `reference`, and notes on what differs from the export."""
+    outputs = run_model(runner, clips)
+    row_of = {clip: row for row, clip in enumerate(reference.ids)}
+    rows = [row_of[sample.id] for sample in outputs.samples]
+    notes = [f"skipped: {line}" for line in clips.skipped]
     other = sum(reference.digests[row] != digest for row, digest in zip(rows, outputs.digests, strict=True))
     if other:
         notes.append(f"{other} of {len(rows)} clips decode to other pixels here than at the export")

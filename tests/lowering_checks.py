@@ -45,8 +45,10 @@ def randomize_norms_(module: nn.Module) -> nn.Module:
     torch.manual_seed(1)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm3d | nn.BatchNorm2d):
-            for tensor, low, high in ((part.running_mean, -1, 1), (part.running_var, 0.5, 2)):
-                tensor.uniform_(low, high)
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.uniform_(-1, 1)
+            part.running_var.uniform_(0.5, 2)
             with torch.no_grad():
                 part.weight.uniform_(0.5, 1.5)
                 part.bias.uniform_(-1, 1)

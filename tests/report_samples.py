@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.latency import summarize
-from edgeact.parity import Accuracy, Gates, NotMeasured, Placement, Report, compare_accuracy, judge, ladder
+from edgeact.numerics import ladder
+from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
 
 EVIL = "<script>alert('x')</script>\"><img src=//evil onerror=x>[red]&\x1b[31m"
 

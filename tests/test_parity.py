@@ -10,24 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from edgeact._statistics import clips_to_resolve, mcnemar_exact, wilson_interval
+from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.errors import InputError
 from edgeact.latency import Latency, summarize
-from edgeact.parity import (
-    EXACT_DB,
-    Accuracy,
-    Gates,
-    NotMeasured,
-    Numerics,
-    Placement,
-    Report,
-    clips_to_resolve,
-    compare_accuracy,
-    compare_outputs,
-    judge,
-    ladder,
-    mcnemar_exact,
-    wilson_interval,
-)
+from edgeact.numerics import EXACT_DB, Numerics, compare_outputs, ladder
+from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
 
 NONE = NotMeasured("not asked")
 

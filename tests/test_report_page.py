@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from report_samples import EVIL, accuracy, report, unmeasured, without_reference
 
 from edgeact._plots import film_strip, training_plot
+from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.errors import MissingDependencyError
-from edgeact.parity import Accuracy, Gates, Placement, Report, compare_accuracy
+from edgeact.parity import Gates, Placement, Report
 from edgeact.report import write_html
 
 CURVES = [

@@ -1,6 +1,5 @@
 """`edgeact targets`: what there is, what runs here, what to install for the rest."""
 
-import importlib.util
 import json
 
 import click
@@ -12,12 +11,13 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the targets with their precisions, and whether their runtime is installed here."""
+    from edgeact.runtime import is_installed
     from edgeact.targets import get_target, list_targets
 
     rows = []
     for name in list_targets():
         target = get_target(name)
-        here = importlib.util.find_spec(target.runtime) is not None
+        here = is_installed(target.runtime)
         rows.append(
             {
                 "name": name,

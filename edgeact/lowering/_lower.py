@@ -56,20 +56,22 @@ def rewrite(
     """The 2-D module of a prepared `graph`, its outputs in the structure `out_spec`, and inputs to export it with."""
     lo = Lowering(Emitter(), form, taps)
     values: dict[fx.Node, Any] = {}
+    cuts: dict[fx.Node, int] = {}
     outputs: Any = None
     examples = []
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             examples.append(_example(node))
             values[node] = lo.e.input(str(node.target), examples[-1])
-            if (axis := _time_axis(node)) is not None:
-                values[node] = lo.timed(values[node], axis)
+            cuts |= _cut(node)
         elif node.op == "get_attr":
             values[node] = _attribute(graph, str(node.target))
         elif node.op == "output":
             outputs = [lo.whole(values[leaf]) for leaf in tree_leaves(node.args[0])]
         else:
             values[node] = _lower_node(lo, node, values)
+        if node in cuts:
+            values[node] = lo.timed(values[node], cuts[node])
     return lo.e.finish(outputs if out_spec is None else tree_unflatten(outputs, out_spec)), tuple(examples)
 
 
@@ -145,24 +147,29 @@ def _example(node: fx.Node) -> torch.Tensor:
     return torch.zeros(tuple(fake.shape), dtype=fake.dtype)
 
 
-def _time_axis(clip: fx.Node) -> int | None:
-    """The axis of a 5-D input that becomes the time of the first convolution or pooling, `[B, C, T, H, W]`.
+def _cut(clip: fx.Node) -> dict[fx.Node, int]:
+    """Where a 5-D input is cut into frames, and along which axis: `{node: axis}`.
 
-    Follows the input through casts, sums and permutes, so that a uint8 `clip_BTHWC` is cut into frames before all of
-    them. A wrong guess costs speed alone: a rule that wants another axis puts the frames together and cuts again.
+        clip [B,T,H,W,3] ─► cast ─► permute ─► * scale ─► conv3d [B,C,T,H,W]
+                              └ cut here, along 1           └ its time is axis 2
+
+    The axis is followed back from the first op that is not pointwise; the cut comes after a cast, which is one op on
+    the whole clip. A wrong guess costs speed alone: a rule that wants another axis puts the frames together again.
     """
     if len(clip.meta["val"].shape) != 5:
-        return None
+        return {}
     order = list(range(5))  # the input's axis that stands on each place
-    node = clip
-    while len(node.users) == 1:
-        node = next(iter(node.users))
+    cut = node = clip
+    while len(users := [user for user in node.users if user.target is not _aten._assert_tensor_metadata.default]) == 1:
+        node = users[0]
         if node.target is _aten.permute.default:
             dims: Any = node.args[1]
             order = [order[dim] for dim in dims]
-        elif not is_pointwise(node.target) and node.target is not _aten._to_copy.default:
+        elif node.target is _aten._to_copy.default:
+            cut = node if order == list(range(5)) else cut
+        elif not is_pointwise(node.target):
             break
-    return order[2]
+    return {cut: order[2]}
 
 
 def _source(node: fx.Node) -> str:

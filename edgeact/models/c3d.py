@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgeact.clip import ClipSpec
 from edgeact.errors import InputError
+from edgeact.models._options import check_options, scale_channels
 from edgeact.models._registry import register_model
 
 __all__ = ["C3D", "c3d"]
@@ -50,15 +51,12 @@ class C3D(nn.Module):
         input_size: Sequence[int] = (16, 112, 112),
     ) -> None:
         super().__init__()
-        if not 0.05 <= width <= 8:
-            raise InputError(f"width is {width}: it must be a multiple from 0.05 to 8 of the paper's channels")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}: it must be from 0 up to, not including, 1")
+        check_options(width, dropout)
         if len(input_size) != 3 or input_size[0] < 16 or min(input_size[1:]) < 16:
             raise InputError(
                 f"input_size is {tuple(input_size)}: C3D pools T, H and W by 16 to 32, so 16x16x16 at least"
             )
-        c1, c2, c3, c4, features = (max(8, round(c * width / 8) * 8) for c in (64, 128, 256, 512, 4096))
+        c1, c2, c3, c4, features = scale_channels(width, 64, 128, 256, 512, 4096)
         self.conv1 = _conv(3, c1)
         self.conv2 = _conv(c1, c2)
         self.conv3a, self.conv3b = _conv(c2, c3), _conv(c3, c3)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from edgeact.clip import ClipSpec
 from edgeact.errors import InputError
+from edgeact.models._options import check_options, scale_channels
 from edgeact.models._registry import register_model
 
 __all__ = ["MiCTResNet", "mict_resnet_18", "mict_resnet_34"]
@@ -114,12 +115,9 @@ class MiCTResNet(nn.Module):
         super().__init__()
         if version not in _TEMPORAL_STRIDES:
             raise InputError(f"version is {version!r}: allowed: {', '.join(_TEMPORAL_STRIDES)}")
-        if not 0.05 <= width <= 8:
-            raise InputError(f"width is {width}: it must be a multiple from 0.05 to 8 of the paper's channels")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}: it must be from 0 up to, not including, 1")
+        check_options(width, dropout)
         self.stem_stride_t, *strides_t = _TEMPORAL_STRIDES[version]
-        stem, *widths = (max(8, round(channels * width / 8) * 8) for channels in (64, 64, 128, 256, 512))
+        stem, *widths = scale_channels(width, 64, 64, 128, 256, 512)
         self.conv1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.maxpool1 = nn.MaxPool2d(3, 2, 1)

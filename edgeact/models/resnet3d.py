@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeact.clip import ClipSpec
-from edgeact.errors import InputError
+from edgeact.models._options import check_options, scale_channels
 from edgeact.models._registry import register_model
 
 __all__ = ["ResNet3D", "resnet3d_18"]
@@ -56,11 +56,8 @@ class ResNet3D(nn.Module):
 
     def __init__(self, num_classes: int, *, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
-        if not 0.05 <= width <= 8:
-            raise InputError(f"width is {width}: it must be a multiple from 0.05 to 8 of the paper's channels")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}: it must be from 0 up to, not including, 1")
-        stem, *widths = (max(8, round(channels * width / 8) * 8) for channels in (64, 64, 128, 256, 512))
+        check_options(width, dropout)
+        stem, *widths = scale_channels(width, 64, 64, 128, 256, 512)
         self.stem = nn.Sequential(
             nn.Conv3d(3, stem, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False), nn.BatchNorm3d(stem), nn.ReLU()
         )

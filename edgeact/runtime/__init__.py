@@ -1,6 +1,7 @@
 """Torch-free runners: load a bundle, map clips to logits."""
 
 import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import Placement
 
-__all__ = ["CheckedRunner", "Runner", "load", "load_runner"]
+__all__ = ["CheckedRunner", "Runner", "is_installed", "load", "load_runner"]
 
 
 class Runner(Protocol):
@@ -54,6 +55,12 @@ class CheckedRunner:
                 f"{clip.shape}; edgeact.video.read_clip(path, bundle.spec) makes one"
             )
         return self.runner(clip if clip.flags.c_contiguous else np.ascontiguousarray(clip))
+
+
+def is_installed(runtime: str) -> bool:
+    """Whether what the runner needs can be imported here."""
+    modules = importlib.import_module(f"edgeact.runtime.{runtime}").MODULES
+    return any(importlib.util.find_spec(module) is not None for module in modules)
 
 
 def load_runner(runtime: str, folder: Path, spec: ClipSpec, threads: int = 0) -> Runner:

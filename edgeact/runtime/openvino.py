@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.parity import Placement
 
-__all__ = ["Runner"]
+__all__ = ["MODULES", "Runner"]
+
+MODULES = ("openvino",)  # one of them must be installed
 
 # Layers of the runtime model (`layerType`) that compute: one of them on a reference kernel is a fallback.
 _COMPUTE = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Pooling", "Reduce", "Eltwise", "Subgraph"}

@@ -184,6 +184,7 @@ def test_quantize_nodes_pass_through():
         assert (steps > 0).float().mean() < 0.01  # a float sum in another order may round the other way
 
 
+@pytest.mark.slow
 def test_a_deep_unrolled_network_is_built_in_its_time():
     """ir_csn_50 over 32 frames is some 2,500 nodes; its size is what is checked, since a clock is no test."""
     model = edgeact.create_model("ir_csn_50", num_classes=5, width=0.0625)

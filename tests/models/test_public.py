@@ -14,7 +14,8 @@ from edgeact.cli._model import Network, find_network
 from edgeact.clip import normalize
 from edgeact.errors import CheckpointError, InputError, UnknownNameError
 from edgeact.models import create_model, list_models
-from edgeact.models._public import _SOURCES, convert_public, load_public_, matching_sources
+from edgeact.models._public import convert_public, load_public_, matching_sources
+from edgeact.models._public_sources import SOURCES
 
 State = dict[str, Tensor]
 BLOCKS = {"ir_csn_26": (2, 2, 2, 2), "ir_csn_50": (3, 4, 6, 3), "ip_csn_50": (3, 4, 6, 3)}
@@ -230,7 +231,7 @@ def test_the_epsilon_is_set_and_none_differs_from_our_default() -> None:
     load_public_(net, replace(weights, bn_eps=0.25))
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d)]
     assert {m.eps for m in norms} == {0.25}
-    for source in _SOURCES:
+    for source in SOURCES:
         model = next(name for name in list_models() if re.fullmatch(source.models, name))
         with torch.device("meta"):
             modules = create_model(model, num_classes=2).modules()
@@ -239,7 +240,7 @@ def test_the_epsilon_is_set_and_none_differs_from_our_default() -> None:
 
 
 def test_preprocessing_of_the_sources() -> None:
-    specs = {(s.name, s.models): s.spec for s in _SOURCES}
+    specs = {(s.name, s.models): s.spec for s in SOURCES}
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for family in (r"ir_csn_\d+", r"ip_csn_\d+"):
         spec = specs[("mmaction2", family)]

@@ -1,0 +1,99 @@
+"""Runs a LiteRT bundle on the CPU. Imports numpy and ai_edge_litert, or tflite_runtime where only that is installed."""
+
+import importlib.metadata
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.parity import Placement
+
+__all__ = ["MODULES", "Runner"]
+
+MODULES = ("ai_edge_litert", "tflite_runtime")  # one of them must be installed
+
+# Ops that move or retype data: outside of XNNPACK they cost a copy; anything else there is a fallback.
+_MOVEMENT = {"CAST", "RESHAPE", "SLICE", "STRIDED_SLICE", "TRANSPOSE", "CONCATENATION", "PAD", "PADV2"}
+_MOVEMENT |= {"DEQUANTIZE", "QUANTIZE", "EXPAND_DIMS", "SQUEEZE", "SPLIT"}
+
+
+def _interpreter() -> tuple[Any, str]:
+    """The interpreter's class and its distribution."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter  # its predecessor, on boards with numpy < 2
+        except ImportError as exc:
+            raise MissingDependencyError("ai_edge_litert", "litert", "running this bundle") from exc
+        return Interpreter, "tflite-runtime"
+    return Interpreter, "ai-edge-litert"
+
+
+class Runner:
+    """Maps one uint8 clip `[1, T, H, W, 3]` to float32 logits `[1, K]`.
+
+    Args:
+        folder: The bundle's folder, already verified.
+        shape: The clip's shape.
+        threads: CPU threads; 0 takes every core.
+
+    Raises:
+        MissingDependencyError: LiteRT is not installed.
+        ToolchainError: LiteRT cannot load the model.
+    """
+
+    device = "CPU"
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
+        interpreter, distribution = _interpreter()
+        self.threads = threads or os.cpu_count() or 1
+        self.version = importlib.metadata.version(distribution)
+        try:
+            self._interpreter = interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as exc:
+            raise ToolchainError(f"LiteRT cannot load {folder / 'model.tflite'}: {str(exc).splitlines()[-1]}") from exc
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+
+    def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits of one clip; `clip` must have the bundle's shape, uint8, RGB."""
+        self._interpreter.set_tensor(self._input, clip)
+        self._interpreter.invoke()
+        logits: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
+        return logits
+
+    def placement(self) -> Placement:
+        """Which ops XNNPACK took: those that the outputs need and no delegate computes are outside.
+
+        The interpreter lists the original ops beside the delegates that replaced them, so the way back from the
+        outputs ends at what a delegate gives.
+        """
+        ops = self._interpreter._get_ops_details()
+        delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
+        given = {tensor for delegate in delegates for tensor in delegate["outputs"]}
+        producer = {tensor: op for op in ops if op["op_name"] != "DELEGATE" for tensor in op["outputs"]}
+        wanted = [self._output, *(tensor for delegate in delegates for tensor in delegate["inputs"])]
+        outside: dict[int, str] = {}
+        while wanted:
+            op = producer.get(tensor := wanted.pop())
+            if tensor in given or op is None or op["index"] in outside:
+                continue
+            outside[op["index"]] = op["op_name"]
+            wanted += list(op["inputs"])
+        fallback = tuple(f"{name} (op {index})" for index, name in sorted(outside.items()) if name not in _MOVEMENT)
+        kernels = Counter(op["op_name"] for op in ops if op["op_name"] != "DELEGATE" and op["index"] not in outside)
+        names = {f"XNNPACK {name}": count for name, count in kernels.most_common()} | {"delegates": len(delegates)}
+        names |= {f"outside {name}": count for name, count in Counter(outside.values()).items()}
+        return Placement(
+            accelerated_ops=kernels.total(),
+            fallback_ops=len(fallback),
+            fallback=fallback,
+            kind="measured",
+            kernels=names,
+        )

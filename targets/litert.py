@@ -1,0 +1,70 @@
+"""LiteRT (TensorFlow Lite): a .tflite whose compute runs in XNNPACK, on phones and single-board computers.
+
+The stock converter has no depthwise Conv3d and gives dense ones to a slow CONV_3D, so time is lowered; unrolled, all
+compute is one or two XNNPACK delegates. fp16 stores weights as float16, half the file; XNNPACK computes in fp32 from
+them. Neither TensorFlow Select nor custom ops are ever written: a network that would need them is refused.
+"""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeact.errors import MissingDependencyError, ToolchainError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["TARGET", "LiteRT"]
+
+
+class LiteRT:
+    """`model.tflite`."""
+
+    summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
+    precisions = ("fp32", "fp16")
+    forms = ("unrolled", "folded")
+    runtime = "litert"
+
+    def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
+        """Convert in a process of its own, and check what came out; see `Target.compile`."""
+        import torch
+
+        if importlib.util.find_spec("litert_torch") is None:
+            raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
+        with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
+            torch.export.save(program, Path(work) / "program.pt2")
+            _convert(Path(work) / "program.pt2", folder / "model.tflite", precision)
+        _refuse_foreign_ops(folder / "model.tflite")
+
+
+def _convert(program: Path, artifact: Path, precision: str) -> None:
+    """Run `_litert_converter`: the converter can crash its process, and JAX in it forbids the caller to fork."""
+    command = [sys.executable, "-P", "-m", "edgeact.targets._litert_converter", program, artifact, precision]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise ToolchainError(f"litert-torch crashed ({signal.Signals(-done.returncode).name}) on this network")
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise ToolchainError(
+            f"litert-torch could not convert this network: {lines[-1] if lines else 'it says nothing'}"
+        )
+
+
+def _refuse_foreign_ops(path: Path) -> None:
+    """TensorFlow Select ("Flex…") and custom ops need more than the runtime that apps embed."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        ops = {op["op_name"] for op in Interpreter(model_path=str(path))._get_ops_details()}
+    except (ValueError, RuntimeError) as exc:  # the interpreter cannot even prepare a custom op
+        raise ToolchainError(f"LiteRT cannot load what its converter wrote: {str(exc).splitlines()[0]}") from exc
+    foreign = sorted(op for op in ops if op.startswith(("Flex", "CUSTOM", "stablehlo", "STABLEHLO")))
+    if foreign:
+        raise ToolchainError(f"this network needs ops that LiteRT's own kernels do not have: {', '.join(foreign)}")
+
+
+TARGET = LiteRT()

@@ -1,0 +1,195 @@
+"""The targets whose programs are lowered, on a network small enough to convert in seconds."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeact
+from edgeact._capture import behind_uint8, eager, fold, lower_and_prove
+from edgeact.clip import ClipSpec
+from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
+from edgeact.parity import Gates, Numerics, Placement
+from edgeact.runtime import is_installed, load_runner
+from edgeact.targets import get_target
+
+LOWERED = [("android", "fp32"), ("litert", "fp32"), ("litert", "fp16")]
+
+
+class Small(nn.Module):
+    """A stem, a padded pooling, a depthwise block with a residual, and a head: every kind of op that CSN has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(
+            nn.Conv3d(3, 8, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False),
+            nn.BatchNorm3d(8),
+            nn.ReLU(),
+            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        )
+        self.block = nn.Sequential(nn.Conv3d(8, 8, 1), nn.ReLU(), nn.Conv3d(8, 8, 3, 1, 1, groups=8))
+        self.head = nn.Linear(8, 12)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.stem(clip)
+        out: Tensor = self.head((x + self.block(x)).relu().mean((2, 3, 4)))
+        return out
+
+
+@pytest.mark.parametrize(("target", "precision"), LOWERED)
+def test_a_lowered_network_on_its_target(
+    target: str, precision: str, videos: Path, tiny_spec: ClipSpec, tmp_path: Path
+) -> None:
+    gates = dataclasses.replace(Gates.defaults(precision), min_agreement=0, max_drop_pt=100)  # untrained weights
+    settings: dict[str, Any] = {"data": videos, "clips": 12, "threads": 1, "rounds": 1, "gates": gates}
+    bundle = edgeact.export(Small(), target=target, precision=precision, spec=tiny_spec, out=tmp_path, **settings)
+    report = bundle.report()
+    assert report.held, report.failures
+    assert report.form == "unrolled"
+    assert isinstance(report.numerics, Numerics)
+    assert [rung.name for rung in report.numerics.rungs] == ["folded", "lowered", "artifact"]
+    assert isinstance(report.placement, Placement)
+    assert report.placement.fallback_ops == 0
+    assert report.placement.kernels["delegates"] == 1
+    outside = [name for name in report.placement.kernels if name.startswith("outside")]
+    assert len(outside) == 1, "the cast of the uint8 clip alone"
+    assert edgeact.validate(bundle, threads=1, rounds=1).held
+
+
+@pytest.mark.parametrize("target", [pytest.param("litert", marks=pytest.mark.slow), "openvino"])
+def test_every_form_gives_the_same_logits(target: str, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    model = Small().eval()
+    clip = np.random.default_rng(0).integers(0, 256, (1, *tiny_spec.clip_shape), dtype=np.uint8)
+    expected = eager(model, tiny_spec)(clip)
+    for form in get_target(target).forms:
+        folder = tmp_path / form
+        folder.mkdir()
+        program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), form, clip)
+        get_target(target).compile(program, folder, "fp32")
+        runner = load_runner(get_target(target).runtime, folder, tiny_spec, 1)
+        np.testing.assert_allclose(runner(clip), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lowering_that_is_wrong_fails_the_export(tiny_spec: ClipSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeact.lowering import convolution
+
+    right = convolution._cut
+
+    def wrong(weight: Tensor, taps: list[int]) -> Any:
+        return right(weight, taps) * (1 + 1e-3 * len(taps))
+
+    monkeypatch.setattr(convolution, "_cut", wrong)
+    program = behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec)
+    clip = np.full((1, *tiny_spec.clip_shape), 90, np.uint8)
+    with pytest.raises(ToolchainError, match=r"unrolled form is not equal to the network: \d\d\.\d dB on a real clip"):
+        lower_and_prove(program, "unrolled", clip)
+
+
+def litert_folder(folder: Path, spec: ClipSpec) -> Path:
+    folder.mkdir()
+    clip = np.zeros((1, *spec.clip_shape), np.uint8)
+    program = lower_and_prove(behind_uint8(fold(Small().eval(), spec), spec), "unrolled", clip)
+    get_target("litert").compile(program, folder, "fp32")
+    return folder
+
+
+def test_litert_runs_where_torch_is_not(tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    folder = litert_folder(tmp_path / "a", tiny_spec)
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import json, numpy; from pathlib import Path; from edgeact.clip import ClipSpec\n"
+        "from edgeact.runtime import load_runner\n"
+        "spec = ClipSpec.from_dict(json.loads(sys.argv[2]))\n"
+        "print(load_runner('litert', Path(sys.argv[1]), spec)(numpy.zeros((1, *spec.clip_shape), 'uint8')).shape)"
+    )
+    command = [sys.executable, "-P", "-c", script, str(folder), json.dumps(tiny_spec.to_dict())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 12)", done.stderr
+
+
+def test_what_a_runner_cannot_load(tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"TFL3 is not this")
+    with pytest.raises(ToolchainError, match="LiteRT cannot load"):
+        load_runner("litert", tmp_path, tiny_spec)
+    (tmp_path / "model.pte").write_bytes(b"ET12 is not this" * 8)
+    with pytest.raises(ToolchainError, match="ExecuTorch cannot load"):
+        load_runner("executorch", tmp_path, tiny_spec)
+
+
+def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
+    from edgeact.runtime.executorch import Runner
+
+    runner = Runner.__new__(Runner)
+    runner._folder = tmp_path
+    for text in ("", "[]", '{"delegates": 3, "outside": {}}'):
+        (tmp_path / "placement.json").write_text(text)
+        with pytest.raises(BundleError, match="does not say what was delegated"):
+            runner.placement()
+    (tmp_path / "placement.json").write_text('{"delegates": [{"aten.conv2d": 2}], "outside": {"aten.mean.dim": 1}}')
+    assert runner.placement().fallback == ("aten.mean.dim (1 times)",)
+
+
+@pytest.mark.parametrize(
+    ("module", "action", "extra"),
+    [
+        ("ai_edge_litert.interpreter", lambda spec, path: load_runner("litert", path, spec), "litert"),
+        ("executorch.runtime", lambda spec, path: load_runner("executorch", path, spec), "executorch"),
+        (
+            "executorch.exir",
+            lambda spec, path: get_target("android").compile(
+                behind_uint8(fold(Small().eval(), spec), spec), path, "fp32"
+            ),
+            "executorch",
+        ),
+    ],
+)
+def test_a_missing_package_names_its_extra(
+    module: str, action: Any, extra: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "tflite_runtime", None)
+    with pytest.raises(MissingDependencyError, match=rf"pip install 'edgeact\[{extra}\]'"):
+        action(tiny_spec, tmp_path)
+
+
+def test_a_missing_converter_names_its_extra(
+    tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    program = behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[litert-export\]'"):
+        get_target("litert").compile(program, tmp_path, "fp32")
+    assert not is_installed("litert")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", r"litert-torch crashed \(SIGSEGV\) on this network"),
+        ("import sys; sys.exit('no such op')", "litert-torch could not convert this network: no such op"),
+    ],
+)
+def test_a_converter_that_fails_or_crashes_is_an_error(
+    code: str, message: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeact.targets import litert
+
+    run = subprocess.run
+    monkeypatch.setattr(litert.subprocess, "run", lambda _, **more: run([sys.executable, "-c", code], **more))
+    with pytest.raises(ToolchainError, match=message):
+        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")
+
+
+def test_exir_errors_are_translated(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="ExecuTorch could not compile this network"):
+        get_target("android").compile(None, tmp_path, "fp32")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
