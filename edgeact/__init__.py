@@ -17,6 +17,7 @@ from edgeact.validate import validate
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
 __all__ = [
     "Bundle",
@@ -31,6 +32,7 @@ __all__ = [
     "list_targets",
     "load",
     "load_checkpoint",
+    "lower",
     "open_bundle",
     "save_checkpoint",
     "validate",
@@ -50,3 +52,10 @@ def create_model(name: str, *, num_classes: int, **options: Any) -> "nn.Module":
     from edgeact.models import create_model as create
 
     return create(name, num_classes=num_classes, **options)
+
+
+def lower(program: "ExportedProgram", *, form: str = "unrolled") -> "ExportedProgram":
+    """Rewrite a 3-D network into an equal one of 2-D ops, "unrolled" or "folded"; see `edgeact.lowering.lower`."""
+    from edgeact.lowering import lower as rewrite
+
+    return rewrite(program, form=form)  # type: ignore[arg-type]

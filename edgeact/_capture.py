@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeact.clip import ClipSpec, normalize, scale_and_offset
 from edgeact.errors import InputError, ToolchainError
-from edgeact.parity import compare_outputs
+from edgeact.numerics import compare_outputs
 
 if TYPE_CHECKING:
     from torch import nn

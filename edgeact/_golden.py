@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact.accuracy import Accuracy
 from edgeact.bundle import GoldenClip, ReferenceSet
 from edgeact.data import Sample
 from edgeact.evaluate import EvaluationSet, Outputs
-from edgeact.parity import Accuracy, Report
+from edgeact.parity import Report
 
 __all__ = ["clips_of", "golden_clips", "reference_set", "spread", "write_report"]
 

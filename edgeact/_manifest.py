@@ -92,7 +92,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     if unlisted:
         raise BundleError(f"{folder} holds files that its manifest does not list, first {unlisted[0]!r}: remove them")
     for name in manifest["artifact"]:
-        if name not in wanted:
+        if not isinstance(name, str) or name not in wanted:
             raise BundleError(f"{folder} names the artifact {name!r}, which is not among its files")
 
 

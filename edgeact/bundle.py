@@ -98,7 +98,7 @@ class Bundle:
         """
         try:
             return Report.from_dict(json.loads((self.path / "report.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as exc:  # InputError is a ValueError too
+        except (OSError, ValueError, RecursionError) as exc:  # InputError is a ValueError too
             raise BundleError(f"{self.path / 'report.json'} cannot be read: {exc}; export the bundle again") from exc
 
     def golden(self) -> list[GoldenClip]:
@@ -121,8 +121,10 @@ class Bundle:
                 )
                 for entry, row in zip(entries, logits, strict=True)
             ]
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise BundleError(f"{folder} is not a golden set: {exc}; export the bundle again") from exc
+        if not clips:
+            raise BundleError(f"{folder} is not a golden set: it is empty; export the bundle again")
         wanted = self.spec.clip_shape
         for clip in clips:
             if clip.frames.shape != wanted or clip.frames.dtype != np.uint8 or clip.logits.shape != (len(self.labels),):

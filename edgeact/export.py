@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
+from edgeact.accuracy import compare_accuracy
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, cpu_name, describe_environment, today
 from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
-from edgeact.parity import Gates, Numerics, Placement, Report, compare_accuracy, judge, ladder
+from edgeact.numerics import Numerics, ladder
+from edgeact.parity import Gates, Placement, Report, judge
 from edgeact.runtime import Runner, load_runner
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import Target, check_form, check_precision, get_target

@@ -9,23 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeact.accuracy import Accuracy, Flip, compare_accuracy
+from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import InputError
 from edgeact.latency import Latency
-from edgeact.numerics import Numerics, Rung, compare_outputs, ladder
+from edgeact.numerics import Numerics, Rung
 
-__all__ = [
-    "Accuracy",
-    "Gates",
-    "NotMeasured",
-    "Numerics",
-    "Placement",
-    "Report",
-    "compare_accuracy",
-    "compare_outputs",
-    "judge",
-    "ladder",
-]
+__all__ = ["Gates", "NotMeasured", "Placement", "Report", "judge"]
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,8 @@ def _latency(runner: CheckedRunner, clip: GoldenClip, rounds: int) -> Latency:
     bundle = runner.bundle
     samples = measure_interleaved({"artifact": lambda: runner.runner(frames)}, rounds=rounds)
     facts = bundle.manifest["facts"]
-    exported_ms, machine = facts.get("reference_ms"), facts.get("environment", {}).get("cpu", "another machine")
+    exported_ms, environment = facts.get("reference_ms"), facts.get("environment")
+    machine = environment.get("cpu", "another machine") if isinstance(environment, dict) else "another machine"
     return summarize(
         samples,
         threads=runner.runner.threads,

@@ -123,6 +123,7 @@ def test_not_a_bundle(tmp_path: Path, bundle: Path) -> None:
         (lambda m: m["files"].update({"/etc/passwd": "0"}), "points outside its folder, at '/etc/passwd'"),
         (lambda m: m["files"].update({"a\\b": "0"}), "is not a plain relative path"),
         (lambda m: m["files"].update({"gone.bin": "0"}), r"lacks gone\.bin, which its manifest lists"),
+        (lambda m: m["artifact"].append(["a"]), r"names the artifact \['a'\], which is not among its files"),
         (lambda m: m["artifact"].append("gone.bin"), r"names the artifact 'gone\.bin', which is not among its files"),
     ],
 )
@@ -160,6 +161,22 @@ def test_golden_sets_that_do_not_fit(bundle: Path) -> None:
     reseal(bundle)
     with pytest.raises(BundleError, match="points outside its folder"):
         open_bundle(bundle).golden()
+
+
+def test_a_golden_set_that_is_empty_or_nested_without_end(bundle: Path) -> None:
+    index = bundle / "golden" / "golden.json"
+    np.save(bundle / "golden" / "logits.npy", np.zeros((0, 2), np.float32))
+    index.write_text("[]")
+    reseal(bundle)
+    with pytest.raises(BundleError, match="is not a golden set: it is empty"):
+        open_bundle(bundle).golden()
+    for file in (index, bundle / "report.json"):
+        file.write_text("[" * 100_000)
+    reseal(bundle)
+    with pytest.raises(BundleError, match="is not a golden set"):
+        open_bundle(bundle).golden()
+    with pytest.raises(BundleError, match=r"report\.json cannot be read"):
+        open_bundle(bundle).report()
 
 
 def test_a_pickled_array_is_never_loaded(bundle: Path) -> None:

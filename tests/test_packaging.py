@@ -58,6 +58,7 @@ def test_public_names() -> None:
         "list_targets",
         "load",
         "load_checkpoint",
+        "lower",
         "open_bundle",
         "save_checkpoint",
         "validate",

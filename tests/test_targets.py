@@ -17,7 +17,8 @@ import edgeact
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
-from edgeact.parity import Gates, Numerics, Placement
+from edgeact.numerics import Numerics
+from edgeact.parity import Gates, Placement
 from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import get_target
 
