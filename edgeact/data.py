@@ -1,31 +1,23 @@
 """Labelled video folders: which clips there are, on which side of the split, and their decoded frames.
 
-Three layouts are read, the first that fits:
-
-    root/split.csv                       columns path,label,group,split; nothing else is looked for
-    root/train|val|test/<class>/*.mp4    the folders are the split; `val` stands in where `test` is missing
-    root/<class>/*.mp4                   a hash of the clip's id holds out about a fifth of each class as `test`
-
-`test` is for reporting; training chooses its best epoch on `val`. Where a dataset marks no `val`, about a seventh of
-each class's training clips becomes it: whole groups (clips of one scene or person), so that nothing seen is asked.
+Its layouts are those of `edgeact._layouts`: split.csv, split folders, or class folders.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._cache import Decoded, cache_dir, cached
+from edgeact._layouts import read_entries, some
 from edgeact._progress import progress_bar
 from edgeact.clip import ClipSpec
 from edgeact.errors import InputError, UnknownNameError, VideoError
@@ -34,14 +26,6 @@ from edgeact.video import read_clip, read_grid
 __all__ = ["Sample", "VideoDataset", "cache_dir", "iter_clips", "load_grid", "open_dataset"]
 
 Split = Literal["train", "val", "test", "all"]
-
-_VIDEO_SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
-    *(".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
-}
-_SPLIT_FOLDERS = ("train", "val", "test")
-_VAL_SHARE = 0.15
-_COLUMNS = ("path", "label", "group", "split")
 
 
 @dataclass(frozen=True)
@@ -68,18 +52,8 @@ class VideoDataset:
     samples: tuple[Sample, ...]
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One video before the split is chosen."""
-
-    id: str
-    label: str
-    group: str
-    split: str
-
-
 def open_dataset(root: str | Path, *, split: Split, labels: Sequence[str] | None = None) -> VideoDataset:
-    """List the clips of a labelled video folder (see the module's docstring for the layouts).
+    """List the clips of a labelled video folder (see `edgeact._layouts`).
 
     Args:
         root: The folder.
@@ -96,136 +70,27 @@ def open_dataset(root: str | Path, *, split: Split, labels: Sequence[str] | None
         raise InputError(f"{root}: no such folder; give a folder with split.csv or one folder of videos per class")
     if not root.is_dir():
         raise InputError(f"{root}: is a file; give a folder with split.csv or one folder of videos per class")
-    entries = _with_val(_read_split_csv(root) if (root / "split.csv").is_file() else _walk(root))
+    entries = read_entries(root)
     found = sorted({entry.label for entry in entries})
     names = tuple(labels) if labels is not None else tuple(found)
     _check_labels(root, names, found)
     chosen = sorted((entry for entry in entries if split in (entry.split, "all")), key=lambda entry: entry.id)
     if empty := sorted(set(found) - {entry.label for entry in chosen}):
         hint = "two groups of training clips are needed to hold one out" if split == "val" else "or use 'all'"
-        raise InputError(f"{root}: no clips of the class {_some(empty)} in the {split!r} split; add some ({hint})")
+        raise InputError(f"{root}: no clips of the class {some(empty)} in the {split!r} split; add some ({hint})")
     index = {name: position for position, name in enumerate(names)}
     samples = tuple(Sample(entry.id, root / entry.id, index[entry.label]) for entry in chosen)
     return VideoDataset(root, names, samples)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + more
-
-
 def _check_labels(root: Path, names: tuple[str, ...], found: list[str]) -> None:
     if len(set(names)) != len(names):
-        raise InputError(f"labels repeat: {_some(sorted({name for name in names if names.count(name) > 1}))}")
+        raise InputError(f"labels repeat: {some(sorted({name for name in names if names.count(name) > 1}))}")
     absent, unknown = sorted(set(names) - set(found)), sorted(set(found) - set(names))
-    parts = [f"the model knows {_some(absent)}, which the data lacks"] if absent else []
-    parts += [f"the data has {_some(unknown)}, which the model does not know"] if unknown else []
+    parts = [f"the model knows {some(absent)}, which the data lacks"] if absent else []
+    parts += [f"the data has {some(unknown)}, which the model does not know"] if unknown else []
     if parts:
         raise InputError(f"{root}: the labels differ from the model's: {'; '.join(parts)}")
-
-
-def _read_split_csv(root: Path) -> list[_Entry]:
-    file = root / "split.csv"
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: not a UTF-8 CSV file ({error})") from error
-    if missing := [name for name in _COLUMNS if name not in columns]:
-        raise InputError(f"{file}: missing column {_some(missing)}; it needs {','.join(_COLUMNS)}")
-    if not rows:
-        raise InputError(f"{file}: lists no clips")
-    entries = [_entry(file, line, row) for line, row in enumerate(rows, 2)]
-    if absent := [entry.id for entry in entries if not (root / entry.id).is_file()]:
-        raise InputError(f"{file}: lists {len(absent)} missing of {len(entries)} files: {_some(absent, 3)}")
-    ids = [entry.id for entry in entries]
-    if len(set(ids)) != len(ids):
-        raise InputError(f"{file}: lists {_some(sorted({id for id in ids if ids.count(id) > 1}), 3)} more than once")
-    return entries
-
-
-def _entry(file: Path, line: int, row: dict[str, str | None]) -> _Entry:
-    path, label, split = (row.get(name) or "" for name in ("path", "label", "split"))
-    if not path or not label:
-        raise InputError(f"{file}, line {line}: path and label must not be empty")
-    relative = PurePosixPath(path)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in path:
-        raise InputError(f"{file}, line {line}: {path!r} leaves the folder; paths are relative, with forward slashes")
-    if split not in _SPLIT_FOLDERS:
-        raise InputError(f"{file}, line {line}: unknown split {split!r}; allowed: {', '.join(_SPLIT_FOLDERS)}")
-    return _Entry(relative.as_posix(), label, row.get("group") or path, split)
-
-
-def _walk(root: Path) -> list[_Entry]:
-    """Class folders, or class folders below train/, val/ and test/."""
-    folders = _folders(root)
-    names = {folder.name for folder in folders}
-    if "train" in names and names <= set(_SPLIT_FOLDERS):
-        held_out = "test" if "test" in names else "val"
-        as_split = {"train": "train", held_out: "test"}
-        tops = [(folder, as_split.get(folder.name, folder.name)) for folder in folders]
-        return [
-            entry for top, split in tops for folder in _folders(top) for entry in _class_entries(root, folder, split)
-        ]
-    entries = [entry for folder in folders for entry in _hold_out(_class_entries(root, folder, "train"))]
-    if not entries:
-        raise InputError(f"{root}: no videos; give a folder with split.csv or one folder of videos per class")
-    return entries
-
-
-def _folders(root: Path) -> list[Path]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise InputError(f"{root}: no class folders; give a folder with split.csv or one folder of videos per class")
-    return folders
-
-
-def _class_entries(root: Path, folder: Path, split: str) -> list[_Entry]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _VIDEO_SUFFIXES and path.is_file())
-    files = [path for path in files if not path.name.startswith(".")]
-    if not files:
-        raise InputError(f"{folder}: the class {folder.name!r} has no clips; add videos or remove the folder")
-    ids = [path.relative_to(root).as_posix() for path in files]
-    return [_Entry(id, folder.name, id, split) for id in ids]
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def _hold_out(entries: list[_Entry]) -> list[_Entry]:
-    """About a fifth of a class as "test", by the hash of each id, so that new clips do not move old ones.
-
-    A class of two clips or more has at least one on each side.
-    """
-    order = sorted(entries, key=lambda entry: _hash(entry.id))
-    fifth = sum(_hash(entry.id)[0] < 51 for entry in order)  # 51 / 256 = 0.2
-    count = min(max(fifth, 1), len(order) - 1)
-    return [replace(entry, split="test" if i < count else "train") for i, entry in enumerate(order)]
-
-
-def _with_val(entries: list[_Entry]) -> list[_Entry]:
-    """`entries` where some are "val": those marked so, else whole training groups that fit, in the order of hashes."""
-    if any(entry.split == "val" for entry in entries):
-        return entries
-    groups: dict[str, Counter[str]] = {}
-    for entry in entries:
-        if entry.split == "train":
-            groups.setdefault(entry.group, Counter())[entry.label] += 1
-    sizes = sum(groups.values(), Counter())
-    room = {label: min(max(round(_VAL_SHARE * size), 1), size - 1) for label, size in sizes.items()}
-    held_out = set()
-    for group in sorted(groups, key=_hash):
-        if all(count <= room[label] for label, count in groups[group].items()):
-            held_out.add(group)
-            room = {label: left - groups[group][label] for label, left in room.items()}
-    return [
-        replace(entry, split="val") if entry.split == "train" and entry.group in held_out else entry
-        for entry in entries
-    ]
 
 
 def load_grid(sample: Sample, spec: ClipSpec, cache: Path | None) -> NDArray[np.uint8]:

@@ -69,8 +69,4 @@ def _store_fp16(path: Path) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # JAX and the converter warn of their own deprecated calls
-    try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    except Exception as exc:  # of many classes; the parent reads the last line
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        sys.exit(lines[0] if lines else repr(exc))
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])  # the caller reads the traceback's last line

@@ -1,5 +1,9 @@
 import json
 import pickle
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ from safetensors.torch import save_file
 
 from edgeact.checkpoint import Checkpoint, load_checkpoint, load_weights_, read_state_dict, save_checkpoint
 from edgeact.clip import ClipSpec
-from edgeact.errors import CheckpointError
+from edgeact.errors import CheckpointError, MissingDependencyError
 
 
 def make_checkpoint() -> Checkpoint:
@@ -35,6 +39,23 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert after.training == before.training
     assert all(torch.equal(after.state[name], before.state[name]) for name in before.state)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.safetensors"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
+    with full_disk(), pytest.raises(CheckpointError, match=r"new\.safetensors cannot be written: .*File too large"):
+        save_checkpoint(tmp_path / "new.safetensors", replace(make_checkpoint(), state={"w": torch.zeros(64, 64)}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    message = (
+        r"reading or writing a checkpoint needs safetensors, which is not installed: pip install 'edgeact\[export\]'"
+    )
+    with pytest.raises(MissingDependencyError, match=message):
+        save_checkpoint(tmp_path / "new.safetensors", make_checkpoint())
+    with pytest.raises(MissingDependencyError, match=message):
+        load_checkpoint(tmp_path / "new.safetensors")
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:

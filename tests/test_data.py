@@ -1,6 +1,7 @@
 """Labelled video folders, their errors, parallel decoding and the cache."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -225,9 +226,14 @@ def test_bad_arguments(table):
 
 
 def test_leaving_early_stops_the_threads(table):
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("edgeact-decode")]
+
     clips = iter_clips(open_dataset(table, split="all"), SPEC, cache=None)
     next(clips)
+    assert threads()
     clips.close()
+    assert not threads()
 
 
 def test_notes_survive_the_cache(table, tmp_path):

@@ -30,9 +30,9 @@ def test_names():
 
 
 def test_real_files_with_a_split(folder):
-    train, test = open_dataset(folder, split="train"), open_dataset(folder, split="test")
+    train, val, test = (open_dataset(folder, split=split) for split in ("train", "val", "test"))
     assert train.labels == test.labels == MOTION_CLASSES
-    assert (len(train.samples), len(test.samples)) == (16 * len(MOTION_CLASSES), 8 * len(MOTION_CLASSES))
+    assert [len(part.samples) // len(MOTION_CLASSES) for part in (train, val, test)] == [14, 2, 8]
     grid = load_grid(test.samples[0], MOTION_SPEC, None)
     assert grid.shape == (16, motion._SIDE, motion._SIDE, 3)
     assert not [path for path in folder.parent.iterdir() if path != folder]

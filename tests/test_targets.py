@@ -2,10 +2,10 @@
 
 import dataclasses
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from edgeact.parity import Gates, Placement
 from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import get_target
 
-LOWERED = [("android", "fp32"), ("litert", "fp32"), ("litert", "fp16")]
+LOWERED = [("android", "fp32"), ("litert", "fp32"), pytest.param("litert", "fp16", marks=pytest.mark.slow)]
 
 
 class Small(nn.Module):
@@ -64,6 +64,8 @@ def test_a_lowered_network_on_its_target(
     outside = [name for name in report.placement.kernels if name.startswith("outside")]
     assert len(outside) == 1, "the cast of the uint8 clip alone"
     assert edgeact.validate(bundle, threads=1, rounds=1).held
+    if target == "litert":
+        assert_runs_without_torch(bundle)
 
 
 @pytest.mark.parametrize("target", [pytest.param("litert", marks=pytest.mark.slow), "openvino"])
@@ -95,24 +97,12 @@ def test_a_lowering_that_is_wrong_fails_the_export(tiny_spec: ClipSpec, monkeypa
         lower_and_prove(program, "unrolled", clip)
 
 
-def litert_folder(folder: Path, spec: ClipSpec) -> Path:
-    folder.mkdir()
-    clip = np.zeros((1, *spec.clip_shape), np.uint8)
-    program = lower_and_prove(behind_uint8(fold(Small().eval(), spec), spec), "unrolled", clip)
-    get_target("litert").compile(program, folder, "fp32")
-    return folder
-
-
-def test_litert_runs_where_torch_is_not(tiny_spec: ClipSpec, tmp_path: Path) -> None:
-    folder = litert_folder(tmp_path / "a", tiny_spec)
+def assert_runs_without_torch(bundle: edgeact.Bundle) -> None:
     script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import json, numpy; from pathlib import Path; from edgeact.clip import ClipSpec\n"
-        "from edgeact.runtime import load_runner\n"
-        "spec = ClipSpec.from_dict(json.loads(sys.argv[2]))\n"
-        "print(load_runner('litert', Path(sys.argv[1]), spec)(numpy.zeros((1, *spec.clip_shape), 'uint8')).shape)"
+        "import sys; sys.modules['torch'] = None; import edgeact; bundle = edgeact.open_bundle(sys.argv[1])\n"
+        "print(edgeact.load(bundle)(bundle.golden()[0].frames[None]).shape)"
     )
-    command = [sys.executable, "-P", "-c", script, str(folder), json.dumps(tiny_spec.to_dict())]
+    command = [sys.executable, "-P", "-c", script, str(bundle.path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.strip() == "(1, 12)", done.stderr
 
@@ -194,3 +184,59 @@ def test_exir_errors_are_translated(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="ExecuTorch could not compile this network"):
         get_target("android").compile(None, tmp_path, "fp32")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ops", "message"),
+    [
+        (None, "LiteRT cannot load what its converter wrote: "),
+        (["CONV_2D", "FlexErf", "CUSTOM"], "ops that LiteRT's own kernels do not have: CUSTOM, FlexErf$"),
+    ],
+)
+def test_what_the_litert_converter_wrote_is_checked(
+    ops: list[str] | None, message: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ai_edge_litert import interpreter
+
+    from edgeact.targets import litert
+
+    class Interpreter:
+        def __init__(self, model_path: str) -> None:
+            pass
+
+        def _get_ops_details(self) -> list[dict[str, str]]:
+            return [{"op_name": op} for op in ops or ()]
+
+    if ops:
+        monkeypatch.setattr(interpreter, "Interpreter", Interpreter)
+    monkeypatch.setattr(litert, "_convert", lambda program, artifact, precision: artifact.write_bytes(b"no model"))
+    with pytest.raises(ToolchainError, match=message):
+        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "error", "message"),
+    [
+        (0, OSError, r"No space left on device: '.*model\.xml'"),
+        (1 << 30, ToolchainError, "OpenVINO could not convert this network: the stream is bad"),
+    ],
+)
+def test_openvino_that_cannot_save_says_whether_the_disk_is_full(
+    free_bytes: int,
+    error: type[Exception],
+    message: str,
+    tiny_spec: ClipSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import openvino
+
+    from edgeact.targets import openvino as target
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the stream is bad")
+
+    monkeypatch.setattr(openvino, "save_model", fail)
+    monkeypatch.setattr(target.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
+    with pytest.raises(error, match=message):
+        get_target("openvino").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")

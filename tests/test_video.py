@@ -209,6 +209,18 @@ def header_only(path):
     path.write_bytes(data[: data.index(b"mdat") + 4] + bytes(len(data) - data.index(b"mdat") - 4))
 
 
+def unknown_codec(path):
+    encode(path, scene(30))
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+
+
+def undecodable_packets(path):
+    encode(path, scene(30), codec="mpeg4")  # its headers are in the container: the stream opens
+    data = path.read_bytes()
+    begin, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    path.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+
+
 BROKEN = {
     "absent.mp4": (lambda path: None, "no such file"),
     "folder.mp4": (lambda path: path.mkdir(), "is a folder"),
@@ -217,6 +229,8 @@ BROKEN = {
     "noise.mp4": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "not a video that can be read"),
     "sound.mp4": (sound_only, r"no video stream \(streams found: audio\)"),
     "header.mp4": (header_only, "not a video that can be read"),
+    "codec.mp4": (unknown_codec, "no decoder for its video stream in this build of FFmpeg"),
+    "packets.mp4": (undecodable_packets, "no frame decodes"),
 }
 
 
@@ -238,6 +252,11 @@ def test_unusable_file_is_one_line_with_its_name(tmp_path, capfd, name, read):
 def test_absent_camera(camera):
     with pytest.raises(VideoError, match=f"{camera}: "):
         next(iter_windows(camera, SPEC, 1))
+
+
+def test_a_protocol_that_ffmpeg_does_not_know():
+    with pytest.raises(VideoError, match=r"nosuch://x: cannot be decoded \(Protocol not found\)"):
+        read_clip("nosuch://x", SPEC)
 
 
 def test_windows_slide_to_the_end(tmp_path):
@@ -285,7 +304,8 @@ def test_write_video(tmp_path, capfd, name, size):
         ("a.mp4", [], {}, "no frames to write"),
         ("a.mp4", scene(1), {"codec": "h265x"}, "no encoder 'h265x'"),
         ("a.docx", scene(1), {}, "FFmpeg writes no .docx files"),
-        ("a.webm", scene(1), {}, "cannot be encoded as libx264"),
+        ("a.webm", scene(1), {}, r"cannot be encoded as libx264 in \.webm \('webm' format does not support"),
+        ("a.mp4", scene(1), {"options": {"preset": "x"}}, r"as libx264 in \.mp4 \(Invalid argument\)"),
     ],
 )
 def test_write_video_refuses_and_leaves_nothing(tmp_path, name, frames, how, message):
@@ -294,17 +314,10 @@ def test_write_video_refuses_and_leaves_nothing(tmp_path, name, frames, how, mes
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_is_an_oserror_and_leaves_nothing(tmp_path):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)  # a write past this limit fails as on a full disk
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            write_video(
-                tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8), 24
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, full_disk):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        write_video(tmp_path / "a.mp4", noise, 24)
     assert not list(tmp_path.iterdir())
 
 

@@ -24,6 +24,8 @@ _aten = torch.ops.aten
 _RULE_FILES = (convolution, frames, movement, pointwise, pooling, reduction)  # importing them fills RULES
 # What is computed on 5-D tensors alone and has no rule: without one it would reach a runtime that cannot run it.
 _VOLUMETRIC = re.compile(r"(3d|^aten\.(convolution|conv_transpose3d|native_batch_norm|col2im|im2col))\b|pool3d")
+# What torch's decompositions leave of dropout and of dropout3d in training mode; in inference they leave nothing.
+_DROPOUT = (_aten.native_dropout.default, _aten.bernoulli.p)
 
 
 def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule = default_taps) -> "ExportedProgram":
@@ -102,6 +104,8 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     try:
         if op in RULES:
             return RULES[op](lo, *args, **kwargs)
+        if op in _DROPOUT:
+            raise ValueError("dropout in training mode: call .eval() before the export")
         timed = any_timed(args)
         if _is_quantize(op):
             return _quantize(lo, op, args)

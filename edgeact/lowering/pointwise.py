@@ -99,14 +99,6 @@ def identity(lo: Lowering, x: Any, **_: Any) -> Any:
     return x
 
 
-@rule(_aten.dropout.default, _aten.feature_dropout.default)
-def dropout(lo: Lowering, x: Any, p: float, train: bool) -> Any:
-    """Nothing, in inference."""
-    if train and p:
-        raise ValueError("dropout in training mode: call .eval() before the export")
-    return x
-
-
 @rule(_aten._assert_tensor_metadata.default)
 def nothing(lo: Lowering, *_: Any, **__: Any) -> None:
     """A check that torch.export makes of its own tracing."""

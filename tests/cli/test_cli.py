@@ -327,7 +327,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "def pooled(num_classes, width=4):\n"
         "    layers = nn.Conv3d(3, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()\n"
         "    return nn.Sequential(*layers, nn.Linear(width, num_classes))\n\n\n"
-        "def text(num_classes):\n    return 'a network'\n\n\nNUMBER = 3\n"
+        "def text(num_classes):\n    return 'a network'\n\n\nNUMBER = 3\n\n\n"
+        "def broken(num_classes):\n    raise RuntimeError('no weights here')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -353,6 +354,7 @@ def test_a_users_network(project: Path, videos: Path, run: Edgeact) -> None:
         ("cli_nets:other", "has no attribute 'other'; write it as package.module:factory"),
         ("cli_nets:NUMBER", "NUMBER is a int, not a function or class"),
         ("cli_nets:text", "cli_nets:text returned a str: it must return a torch.nn.Module"),
+        ("cli_nets:broken", "--model cli_nets:broken raised RuntimeError: no weights here"),
         ("cli_nets:pooled --option depth=1", "the factory does not take ['depth', 'num_classes']"),
     ],
 )
@@ -499,6 +501,8 @@ def test_run_refuses(
     assert "no such file" in refused("run", bundle, tmp_path / "no.mp4")
     assert f"{rubbish}: not a video that can be read" in refused("run", bundle, rubbish)
     assert "--hop" in refused("run", bundle, video, "--hop", "0")
+    camera = refused("run", bundle, "/dev/video0", "--save", tmp_path / "out.mp4")
+    assert "--save needs a video file, found '/dev/video0': record the camera first" in camera
     before = sorted(tmp_path.iterdir())
 
     def last_line(*arguments: str | Path) -> str:

@@ -26,7 +26,7 @@ def convolutions(draw):
     return conv, draw(st.integers(1, 8)), draw(st.sampled_from(["stack", "sum"]))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(convolutions())
 def test_any_conv3d(case):
     conv, frames, taps = case

@@ -126,7 +126,7 @@ def networks(draw):
     return nn.Sequential(*layers, *head)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(networks(), st.integers(1, 5))
 def test_random_networks(network, frames):
     assert_lowers(randomize_norms_(network), (1, 3, frames, 8, 8), tolerance=1e-5)

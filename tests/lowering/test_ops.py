@@ -2,9 +2,12 @@
 
 import pytest
 import torch
-from lowering_checks import assert_lowers, randomize_norms_
+from lowering_checks import FORMS, assert_lowers, capture, randomize_norms_
 from torch import nn
 from torch.nn import functional
+
+from edgeact.errors import LoweringError
+from edgeact.lowering import lower
 
 
 class Op(nn.Module):
@@ -123,6 +126,33 @@ def test_op(name):
     assert_lowers(Op(OPS[name]), (1, 3, 5, 6, 6))
 
 
+def per_channel(module, x):
+    import torch.ao.quantization.fx._decomposed  # registers the ops
+
+    scales, zeros = module.scale.flatten().abs(), torch.zeros(4, dtype=torch.int64)
+    return torch.ops.quantized_decomposed.quantize_per_channel(x, scales, zeros, 1, -127, 127, torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (lambda m, x: functional.dropout(x, 0.5, True), r"dropout in training mode: call \.eval\(\) before the export"),
+        (
+            lambda m, x: functional.dropout3d(x, 0.5, True),
+            r"dropout in training mode: call \.eval\(\) before the export",
+        ),
+        (lambda m, x: functional.dropout(x.mean((2, 3, 4)), 0.5, True), "dropout in training mode"),
+        (lambda m, x: x.expand(2, -1, -1, -1, -1), "expand of the batch to 2: an edge graph has a batch of 1"),
+        (lambda m, x: x[1:], r"the batch of 1 cannot give the places \[\]"),
+        (lambda m, x: x[[0, 0]], r"the batch of 1 cannot give the places \[0, 0\]"),
+        (per_channel, "activations quantized per channel"),
+    ],
+)
+def test_what_an_op_refuses(op, message):
+    with pytest.raises(LoweringError, match=rf"test_ops\.py:\d+\) cannot be lowered: {message}"):
+        lower(capture(Op(op), torch.zeros(1, 3, 5, 6, 6)))
+
+
 def test_batch_norm_without_a_convolution():
     net = nn.Sequential(nn.BatchNorm3d(3), nn.ReLU(), nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm3d(4))
     assert_lowers(randomize_norms_(net), (1, 3, 5, 6, 6))
@@ -138,10 +168,6 @@ def test_several_outputs_keep_their_structure():
         def forward(self, x):
             y = self.conv(x)
             return {"volume": y, "heads": (y.mean((2, 3, 4)), y.amax((2, 3, 4)))}
-
-    from lowering_checks import FORMS, capture
-
-    from edgeact.lowering import lower
 
     clip = torch.randn(1, 3, 4, 5, 5)
     module = Heads()
