@@ -80,7 +80,7 @@ def _toolchain() -> Iterator[None]:
         raise
     except Exception as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise ToolchainError(f"ExecuTorch could not compile this network: {lines[0] if lines else exc!r}") from exc
+        raise ToolchainError(f"ExecuTorch could not compile this network: {lines[0] if lines else repr(exc)}") from exc
 
 
 TARGET = Android()

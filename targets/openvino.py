@@ -71,7 +71,7 @@ def _toolchain() -> Iterator[None]:
         raise  # a full or read-only disk is not the converter's
     except Exception as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise ToolchainError(f"OpenVINO could not convert this network: {lines[-1] if lines else exc!r}") from exc
+        raise ToolchainError(f"OpenVINO could not convert this network: {lines[-1] if lines else repr(exc)}") from exc
 
 
 TARGET = OpenVINO()

@@ -1,9 +1,11 @@
 """The targets whose programs are lowered, on a network small enough to convert in seconds."""
 
 import dataclasses
+import importlib
 import importlib.util
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +148,10 @@ def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
 def test_a_missing_package_names_its_extra(
     module: str, action: Any, extra: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # an import that fails half-way fails in the tests after this one too
+        importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "tflite_runtime", None)
     with pytest.raises(MissingDependencyError, match=rf"pip install 'edgeact\[{extra}\]'"):
@@ -180,8 +186,21 @@ def test_a_converter_that_fails_or_crashes_is_an_error(
         get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")
 
 
-def test_exir_errors_are_translated(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match="ExecuTorch could not compile this network"):
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [(RuntimeError("no such op\nand more"), "network: no such op$"), (RuntimeError(), r"network: RuntimeError\(\)$")],
+)
+def test_exir_errors_are_translated(
+    raised: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        from executorch import exir
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(exir, "to_edge_transform_and_lower", fail)
+    with pytest.raises(ToolchainError, match=f"ExecuTorch could not compile this {message}"):
         get_target("android").compile(None, tmp_path, "fp32")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 

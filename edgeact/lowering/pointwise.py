@@ -5,13 +5,14 @@
 [1, C, T, H, W]  +  [1, C, T, 1, 1]        frame by frame
 """
 
+import math
 from typing import Any
 
 import torch
 
 from edgeact.lowering._emitter import shape_of
 from edgeact.lowering._rules import Lowering, rank_of, rule
-from edgeact.lowering._timed import Timed, filled, map_chunks, relabel
+from edgeact.lowering._timed import Timed, filled, map_chunks
 
 __all__ = ["batch_norm", "pointwise"]
 
@@ -54,24 +55,15 @@ def _aligned(lo: Lowering, value: Any, rank: int, axis: int, frames: int, out: t
     """The chunks of an operand, one for each chunk of the result, with as many dimensions."""
     own = value.shape if isinstance(value, Timed) else shape_of(value)
     shape = (*(1,) * (rank - len(own)), *own)
-    batch_is_left_out = axis != 0 and out[0] == 1
-    if isinstance(value, Timed):
-        value = filled(lo.e, value)
-        own_axis = value.axis + rank - len(own)
-        value = relabel(lo.e, value, shape, own_axis) if own_axis == axis else lo.timed(lo.whole(value), axis)
+    rest = [size for dim, size in enumerate(shape) if dim != axis and not (dim == 0 and out[0] == 1)]
+    if isinstance(value, Timed) and value.axis + rank - len(own) == axis:
+        chunks = filled(lo.e, value).chunks
     elif shape[axis] == 1:
-        rest = [size for dim, size in enumerate(shape) if dim != axis and not (dim == 0 and batch_is_left_out)]
-        one = lo.e.reshape(value, (1, *rest))
-        return [one] * (frames if lo.form == "unrolled" else 1)
+        chunks = (lo.e.reshape(lo.whole(value), (1, *rest)),)
     else:
-        value = relabel(lo.e, lo.timed(lo.e.reshape(value, shape), axis), shape, axis)
-    if batch_is_left_out is False and shape[0] == 1 and axis != 0:  # its batch of one broadcasts: a chunk shows it
-        rest = [size for dim, size in enumerate(shape) if dim != axis]
-        value = Timed(
-            tuple(lo.e.reshape(c, (shape_of(c)[0], *rest)) for c in value.chunks), value.shape, value.axis, value.form
-        )
-    chunks = list(value.chunks)
-    return chunks * frames if lo.form == "unrolled" and len(chunks) == 1 else chunks
+        chunks = lo.timed(lo.e.reshape(lo.whole(value), shape), axis).chunks
+    fitted = [lo.e.reshape(chunk, (math.prod(shape_of(chunk)) // math.prod(rest), *rest)) for chunk in chunks]
+    return fitted * frames if lo.form == "unrolled" and len(fitted) == 1 else fitted
 
 
 @rule(_aten._native_batch_norm_legit_no_training.default)
