@@ -102,10 +102,7 @@ def _walk(root: Path) -> list[Entry]:
         return [
             entry for top, split in tops for folder in _folders(top) for entry in _class_entries(root, folder, split)
         ]
-    entries = [entry for folder in folders for entry in _hold_out(_class_entries(root, folder, "train"))]
-    if not entries:
-        raise InputError(f"{root}: no videos; give a folder with split.csv or one folder of videos per class")
-    return entries
+    return [entry for folder in folders for entry in _hold_out(_class_entries(root, folder, "train"))]
 
 
 def _folders(root: Path) -> list[Path]:

@@ -281,7 +281,7 @@ def _mux(
         if stream is None:
             try:
                 stream = cast("VideoStream", container.add_stream(codec, rate=rate, options=options))
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # TypeError: an encoder of sound
                 raise InputError(f"{path}: cannot be encoded as {codec} in {path.suffix} ({error})") from error
             stream.height, stream.width = frame.shape[:2]
             stream.pix_fmt = "yuv420p" if frame.shape[0] % 2 == 0 == frame.shape[1] % 2 else "yuv444p"

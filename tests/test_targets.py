@@ -1,7 +1,6 @@
 """The targets whose programs are lowered, on a network small enough to convert in seconds."""
 
 import dataclasses
-import importlib
 import importlib.util
 import subprocess
 import sys
@@ -148,9 +147,8 @@ def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
 def test_a_missing_package_names_its_extra(
     module: str, action: Any, extra: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # an import that fails half-way fails in the tests after this one too
+    # an import that fails half-way would fail in the tests after this one too
+    with warnings.catch_warnings(action="ignore"):
         importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, "tflite_runtime", None)

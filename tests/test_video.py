@@ -304,6 +304,7 @@ def test_write_video(tmp_path, capfd, name, size):
         ("a.mp4", [], {}, "no frames to write"),
         ("a.mp4", scene(1), {"codec": "h265x"}, "no encoder 'h265x'"),
         ("a.docx", scene(1), {}, "FFmpeg writes no .docx files"),
+        ("a.mp4", scene(1), {"codec": "aac"}, r"cannot be encoded as aac in \.mp4"),
         ("a.webm", scene(1), {}, r"cannot be encoded as libx264 in \.webm \('webm' format does not support"),
         ("a.mp4", scene(1), {"options": {"preset": "x"}}, r"as libx264 in \.mp4 \(Invalid argument\)"),
     ],

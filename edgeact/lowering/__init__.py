@@ -6,8 +6,8 @@
 Read `_timed.py` first (what a tensor with time becomes), then `convolution.py`.
 """
 
-from edgeact.lowering._lower import lower, unsupported
+from edgeact.lowering._lower import lower
 from edgeact.lowering._rules import Conv, Taps, TapsRule, default_taps
 from edgeact.lowering._timed import Form
 
-__all__ = ["Conv", "Form", "Taps", "TapsRule", "default_taps", "lower", "unsupported"]
+__all__ = ["Conv", "Form", "Taps", "TapsRule", "default_taps", "lower"]

@@ -18,7 +18,7 @@ from edgeact.lowering._timed import Form, Timed, map_chunks
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["lower", "unsupported"]
+__all__ = ["lower", "rewrite"]
 
 _aten = torch.ops.aten
 _RULE_FILES = (convolution, frames, movement, pointwise, pooling, reduction)  # importing them fills RULES
@@ -75,19 +75,6 @@ def rewrite(
         if node in cuts:
             values[node] = lo.timed(values[node], cuts[node])
     return lo.e.finish(outputs if out_spec is None else tree_unflatten(outputs, out_spec)), tuple(examples)
-
-
-def unsupported(program: "ExportedProgram") -> dict[str, str]:
-    """Ops of `program` that `lower` would refuse by their kind, each with its place in the user's source."""
-    return {
-        str(node.target): _source(node)
-        for node in prepare(program).graph.nodes
-        if node.op == "call_function" and not _is_known(node.target) and _VOLUMETRIC.search(str(node.target))
-    }
-
-
-def _is_known(op: Any) -> bool:
-    return op in RULES or is_pointwise(op) or _is_quantize(op)
 
 
 def _is_quantize(op: Any) -> bool:

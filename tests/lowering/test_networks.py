@@ -9,7 +9,7 @@ from torch import nn
 
 import edgeact
 from edgeact.errors import InputError, LoweringError, UnknownNameError
-from edgeact.lowering import lower, unsupported
+from edgeact.lowering import lower
 from edgeact.models import options_for_spec
 
 SHAPES = {"c3d": (1, 3, 16, 32, 32), "mict_resnet_18": (1, 3, 16, 32, 32), "mict_resnet_34": (1, 3, 16, 32, 32)}
@@ -224,13 +224,6 @@ def test_refusals_name_the_op_and_its_line(network, message):
     program = capture(network, torch.zeros(1, 3, 4, 4, 4))
     with pytest.raises(LoweringError, match=message):
         lower(program)
-
-
-def test_unsupported_lists_what_would_be_refused():
-    found = unsupported(capture(Transposed(), torch.zeros(1, 3, 4, 4, 4)))
-    assert len(found) == 1
-    assert "conv_transpose3d" in next(iter(found))
-    assert unsupported(capture(NonLocal(), torch.zeros(1, 3, 4, 4, 4))) == {}
 
 
 def test_refused_inputs():
