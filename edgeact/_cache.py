@@ -1,7 +1,11 @@
-"""Decoded videos on disk: one .npy per video and ClipSpec, written beside and renamed when whole."""
+"""Decoded videos on disk: raw frames and a .json per video and ClipSpec, written beside and renamed when whole.
+
+No .npy: numpy reads its header by `ast.literal_eval`, which fails at random in threads (CPython 3.11, gh-106905).
+"""
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +20,7 @@ from edgeact.clip import ClipSpec
 __all__ = ["cache_dir", "cached"]
 
 # Raise it when decoding, sampling or resizing changes what a file decodes to.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 Decoded = tuple[NDArray[np.uint8], tuple[str, ...]]
 
@@ -39,21 +43,22 @@ def _key(path: Path, spec: ClipSpec, kind: Literal["clip", "grid"]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _load(file: Path, notes_file: Path) -> Decoded | None:
+def _load(file: Path) -> Decoded | None:
     """A cached video, memory-mapped; None where it is absent or damaged."""
     try:
-        frames = np.load(file, mmap_mode="r", allow_pickle=False)
-        notes = json.loads(notes_file.read_text()) if notes_file.exists() else []
-    except (FileNotFoundError, EOFError, ValueError):
+        entry = json.loads(file.with_suffix(".json").read_text())
+        shape, notes = tuple(entry["shape"]), tuple(map(str, entry["notes"]))
+        if len(shape) != 4 or file.stat().st_size != math.prod(shape):
+            return None
+        return np.memmap(file, np.uint8, "r", shape=shape), notes
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    whole = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3 and len(frames) > 0
-    return (frames, tuple(map(str, notes))) if whole else None
 
 
-def _write(file: Path, write: Callable[[Path], None]) -> None:
+def _write(file: Path, content: bytes | memoryview) -> None:
     partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        write(partial)
+        partial.write_bytes(content)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -70,22 +75,11 @@ def cached(
     if cache is None or not path.exists():
         return decode()
     key = _key(path, spec, kind)
-    file = cache / key[:2] / f"{key}.npy"
-    notes_file = file.with_suffix(".json")
-    if (found := _load(file, notes_file)) is not None:
+    file = cache / key[:2] / f"{key}.rgb"
+    if (found := _load(file)) is not None:
         return found
     frames, notes = decode()
     file.parent.mkdir(parents=True, exist_ok=True)
-    if notes:  # first, so that an array is never found without its notes
-        _write(notes_file, lambda partial: _write_text(partial, json.dumps(notes)))
-    _write(file, lambda partial: _save_array(partial, frames))
-    return _load(file, notes_file) or (frames, notes)
-
-
-def _write_text(partial: Path, text: str) -> None:
-    partial.write_text(text)
-
-
-def _save_array(partial: Path, frames: NDArray[np.uint8]) -> None:
-    with partial.open("wb") as stream:
-        np.save(stream, frames, allow_pickle=False)
+    _write(file, np.ascontiguousarray(frames).data)
+    _write(file.with_suffix(".json"), json.dumps({"shape": frames.shape, "notes": notes}).encode())  # the seal
+    return _load(file) or (frames, notes)

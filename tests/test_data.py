@@ -189,7 +189,7 @@ def test_iter_clips_is_in_order(table, workers, tmp_path):
         for sample, frames in pairs:
             np.testing.assert_array_equal(frames, read_clip(sample.path, SPEC).frames)
             assert frames.flags.writeable
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 4
+    assert len(list((tmp_path / "cache").rglob("*.rgb"))) == 4
 
 
 def test_corrupt_video(table, capfd):
@@ -262,17 +262,20 @@ def test_grid_is_mapped_from_the_cache(table, tmp_path, monkeypatch):
     [
         lambda f: f.write_bytes(b""),
         lambda f: f.write_bytes(f.read_bytes()[:-9]),
-        lambda f: np.save(f, np.zeros(3)),
-        lambda f: f.write_bytes(b"PK" * 99),
+        lambda f: f.unlink(),
+        lambda f: f.with_suffix(".json").unlink(),
+        lambda f: f.with_suffix(".json").write_text("[]"),
+        lambda f: f.with_suffix(".json").write_text('{"shape": [1, 2], "notes": []}'),
+        lambda f: f.with_suffix(".json").write_text('{"shape": null, "notes": []}'),
     ],
 )
 def test_damaged_cache_is_decoded_again(table, tmp_path, damage):
     sample = open_dataset(table, split="all").samples[0]
     expected = np.array(load_grid(sample, SPEC, tmp_path / "cache"))
-    (file,) = (tmp_path / "cache").rglob("*.npy")
+    (file,) = (tmp_path / "cache").rglob("*.rgb")
     damage(file)
     np.testing.assert_array_equal(load_grid(sample, SPEC, tmp_path / "cache"), expected)
-    assert np.load(file).shape == expected.shape
+    assert file.stat().st_size == expected.size
 
 
 def test_a_changed_file_or_spec_is_decoded_again(table, tmp_path):
@@ -288,11 +291,11 @@ def test_a_changed_file_or_spec_is_decoded_again(table, tmp_path):
 
 
 def test_full_disk_leaves_nothing(table, tmp_path, monkeypatch):
-    def full(stream, *args, **kwargs):
-        stream.write(b"half")
+    def full(path, content):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_cache.np, "save", full)
+    monkeypatch.setattr(_cache.Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
         list(iter_clips(open_dataset(table, split="all"), SPEC, cache=tmp_path / "cache", on_corrupt="skip"))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

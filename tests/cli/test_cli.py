@@ -659,7 +659,7 @@ def test_an_interrupted_validate(bundle: Path, videos: Path, tmp_path: Path, mon
         "1",
         "--quiet",
     ]
-    done = interrupt([*arguments, "--html", page], lambda: len(list(cache.rglob("*.npy"))) == 24, signal.SIGINT)
+    done = interrupt([*arguments, "--html", page], lambda: len(list(cache.rglob("*.rgb"))) == 24, signal.SIGINT)
     assert_interrupted(done)
     assert done.out == ""
     assert not page.exists()
