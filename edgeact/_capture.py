@@ -91,9 +91,13 @@ def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
     return graph
 
 
-def behind_uint8(network: "nn.Module", spec: ClipSpec) -> "ExportedProgram":
-    """`network` behind a uint8 `clip_BTHWC` input, normalisation inside: equal to `network(normalize(clip, spec))`."""
+def behind_uint8(network: "GraphModule", spec: ClipSpec) -> "ExportedProgram":
+    """`network` behind a uint8 `clip_BTHWC` input, normalisation inside: equal to `network(normalize(clip, spec))`.
+
+    The layers keep their names and their lines in the user's source.
+    """
     import torch
+    from torch import fx
 
     class Uint8Input(torch.nn.Module):
         def __init__(self) -> None:
@@ -104,8 +108,9 @@ def behind_uint8(network: "nn.Module", spec: ClipSpec) -> "ExportedProgram":
             self.offset = torch.nn.Buffer(offset)
 
         def forward(self, clip: torch.Tensor) -> torch.Tensor:
-            x_BCTHW = clip.float().permute(0, 4, 1, 2, 3)
-            logits_BK: torch.Tensor = self.network(x_BCTHW * self.scale + self.offset)
+            x_BCTHW = clip.float().permute(0, 4, 1, 2, 3) * self.scale + self.offset
+            with fx.traceback.preserve_node_meta():  # which an Interpreter hands on, and a plain call does not
+                logits_BK: torch.Tensor = fx.Interpreter(self.network).run(x_BCTHW)
             return logits_BK
 
     with _export_errors(), torch.no_grad():

@@ -69,6 +69,7 @@ class Emitter:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._attributes: dict[int, tuple[torch.Tensor, fx.Node]] = {}  # by id; the tensor is kept alive with it
         self._dequantized: dict[int, fx.Node] = {}
+        self.source: fx.Node | None = None  # the node of the original graph that is being written anew
 
     def input(self, name: str, example: torch.Tensor) -> fx.Node:
         """A placeholder with the shape and type of `example`."""
@@ -85,6 +86,8 @@ class Emitter:
             fake = op(*map_aggregate(args, _fake), **map_aggregate(kwargs, _fake))
         node = self._graph.call_function(op, args, kwargs)
         node.meta["val"] = fake
+        if self.source is not None:
+            node.meta["source"] = self.source.name
         if isinstance(fake, list | tuple):
             return [self._item(node, i, part) for i, part in enumerate(fake)]
         return node

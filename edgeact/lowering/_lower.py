@@ -53,9 +53,17 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
 
 
 def rewrite(
-    graph: fx.GraphModule, form: Form, taps: TapsRule, out_spec: Any = None
+    graph: fx.GraphModule,
+    form: Form,
+    taps: TapsRule = default_taps,
+    out_spec: Any = None,
+    refused: dict[fx.Node, str] | None = None,
 ) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
-    """The 2-D module of a prepared `graph`, its outputs in the structure `out_spec`, and inputs to export it with."""
+    """The 2-D module of a prepared `graph`, its outputs in the structure `out_spec`, and inputs to export it with.
+
+    Every node of it names the node of `graph` that it comes from in `meta["source"]`. Where `refused` is given, an op
+    that cannot be lowered is kept as it is and noted there with the reason, instead of raising.
+    """
     lo = Lowering(Emitter(), form, taps)
     values: dict[fx.Node, Any] = {}
     cuts: dict[fx.Node, int] = {}
@@ -71,7 +79,13 @@ def rewrite(
         elif node.op == "output":
             outputs = [lo.whole(values[leaf]) for leaf in tree_leaves(node.args[0])]
         else:
-            values[node] = _lower_node(lo, node, values)
+            try:
+                values[node] = _lower_node(lo, node, values)
+            except LoweringError as exc:
+                if refused is None:
+                    raise
+                refused[node] = str(exc)
+                values[node] = _kept(lo, node, values)
         if node in cuts:
             values[node] = lo.timed(values[node], cuts[node])
     return lo.e.finish(outputs if out_spec is None else tree_unflatten(outputs, out_spec)), tuple(examples)
@@ -87,7 +101,7 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = both
     if getattr(op, "__name__", "") == "getitem":
         return args[0][args[1]]
-    lo.op = op
+    lo.op, lo.e.source = op, node
     try:
         if op in RULES:
             return RULES[op](lo, *args, **kwargs)
@@ -107,6 +121,12 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         f"{_where(node)}: there is no rule for this op on a tensor with time; supported are all pointwise ops and: "
         f"{supported}"
     )
+
+
+def _kept(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """The op as it is, on whole tensors."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: lo.whole(values[n]))  # type: ignore[misc]
+    return lo.e(node.target, *args, **kwargs)
 
 
 def _quantize(lo: Lowering, op: Any, args: tuple[Any, ...]) -> Any:
