@@ -4,9 +4,9 @@ import importlib
 from pathlib import Path
 
 from edgeact.errors import InputError, UnknownNameError
-from edgeact.targets._target import Target
+from edgeact.targets._target import Refusal, Target
 
-__all__ = ["Target", "check_form", "check_precision", "get_target", "list_targets"]
+__all__ = ["Refusal", "Target", "check_form", "check_precision", "get_target", "list_targets"]
 
 
 def list_targets() -> list[str]:

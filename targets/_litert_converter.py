@@ -33,7 +33,8 @@ def _pad_max_pools_with_zeros(graph: fx.Graph) -> None:
     """
     aten = torch.ops.aten
     for pool in graph.find_nodes(op="call_function", target=aten.max_pool2d.default):
-        x, kernel, stride, padding, *rest = pool.args
+        x, kernel, stride, *given = pool.args
+        padding, *rest = given or [[0, 0]]
         if not any(padding) or x.target is not aten.relu.default:
             continue
         height, width = padding

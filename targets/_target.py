@@ -1,12 +1,28 @@
-"""What a target is: five members. Adding a target is adding one file next to this one."""
+"""What a target is: six members. Adding a target is adding one file next to this one."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from torch import fx
     from torch.export import ExportedProgram
 
-__all__ = ["Target"]
+__all__ = ["Refusal", "Target"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a runtime's fast kernels do not take an op.
+
+    Attributes:
+        reason: The runtime's rule, with its source.
+        runs: Whether a slow kernel of the same runtime takes it instead.
+    """
+
+    reason: str
+    runs: bool
 
 
 class Target(Protocol):
@@ -35,4 +51,10 @@ class Target(Protocol):
         Raises:
             MissingDependencyError: The toolchain is not installed.
             ToolchainError: The toolchain failed, in its own words.
+        """
+
+    def refusals(self, graph: "fx.GraphModule") -> "Mapping[fx.Node, Refusal]":
+        """The ops of an ATen graph, volumetric or 2-D, that the fast kernels do not take: a forecast, nothing compiled.
+
+        Ops that only move or retype data are never among them.
         """

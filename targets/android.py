@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any
 from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
 
 __all__ = ["TARGET", "Android"]
 
@@ -45,6 +49,17 @@ class Android:
             buffer = edge.to_executorch().buffer
         (folder / "model.pte").write_bytes(buffer)
         (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
+
+    def refusals(self, graph: "GraphModule") -> "Mapping[Node, Refusal]":
+        """What XNNPACK's partitioner leaves out; see `Target.refusals`."""
+        from edgeact.targets import _xnnpack
+
+        return _xnnpack.refusals(
+            graph,
+            more="cos sin upsample_bilinear2d",
+            source="executorch/backends/xnnpack/partition/config",
+            volumetric="ExecuTorch has no 3-D kernels (executorch/kernels/portable/functions.yaml, op_convolution.cpp)",
+        )
 
 
 def _placement(graph: "GraphModule") -> dict[str, Any]:

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING
 from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
 
 __all__ = ["TARGET", "LiteRT"]
 
@@ -39,6 +44,17 @@ class LiteRT:
             torch.export.save(program, Path(work) / "program.pt2")
             _convert(Path(work) / "program.pt2", folder / "model.tflite", precision)
         _refuse_foreign_ops(folder / "model.tflite")
+
+    def refusals(self, graph: "GraphModule") -> "Mapping[Node, Refusal]":
+        """What the XNNPACK delegate leaves out; see `Target.refusals`."""
+        from edgeact.targets import _xnnpack
+
+        return _xnnpack.refusals(
+            graph,
+            more="amax amin cos layer_norm log_softmax mean rsub sin softmax sum upsample_bilinear2d",
+            source="tensorflow/lite/delegates/xnnpack/README.md",
+            volumetric="no grouped CONV_3D, no delegate for it (tensorflow/lite/kernels/conv3d.cc) and no MAX_POOL_3D",
+        )
 
 
 def _convert(program: Path, artifact: Path, precision: str) -> None:

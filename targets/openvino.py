@@ -7,6 +7,7 @@ runner), so an fp16 bundle is half the size at the same speed.
 
 import errno
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
 
 __all__ = ["TARGET", "OpenVINO"]
 
@@ -43,6 +49,30 @@ class OpenVINO:
             model.input(0).get_tensor().set_names({"clip"})
             model.output(0).get_tensor().set_names({"logits"})
             _save(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
+
+    def refusals(self, graph: "GraphModule") -> "Mapping[Node, Refusal]":
+        """What OpenVINO's own converter cannot translate, as it says when asked; see `Target.refusals`."""
+        import torch
+
+        from edgeact.targets._target import Refusal
+
+        clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
+        with _toolchain():
+            import openvino as ov
+
+            program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
+            try:
+                ov.convert_model(program)
+            except ov.frontend.OpConversionFailure as exc:
+                unknown = set(re.findall(r"aten\.\w+", str(exc).rpartition("Summary")[2]))
+                nodes = [node for node in graph.graph.nodes if str(node.target).rpartition(".")[0] in unknown]
+                if not nodes:
+                    raise
+                reason = (
+                    "OpenVINO's PyTorch frontend has no translation (openvino/src/frontends/pytorch/src/op_table.cpp)"
+                )
+                return {node: Refusal(f"{node.target}: {reason}", runs=False) for node in nodes}
+        return {}
 
 
 def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:

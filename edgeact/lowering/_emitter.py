@@ -18,6 +18,8 @@ from torch.fx.node import map_aggregate
 __all__ = ["Emitter", "QuantizedConstant", "shape_of"]
 
 _aten = torch.ops.aten
+_MOST_CAT = 5
+_ARITHMETIC = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Emitter:
         args, kwargs = map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument)
         with self._mode:
             fake = op(*map_aggregate(args, _fake), **map_aggregate(kwargs, _fake))
+        if op in _ARITHMETIC and fake.dtype.is_floating_point:
+            # an integer would become a tensor of its own type and a cast, which no backend takes
+            args = tuple(float(arg) if isinstance(arg, int) else arg for arg in args)
         node = self._graph.call_function(op, args, kwargs)
         node.meta["val"] = fake
         if self.source is not None:
@@ -132,7 +137,10 @@ class Emitter:
         return value if list(dims) == sorted(dims) else self(_aten.permute.default, value, list(dims))
 
     def cat(self, values: Sequence[Any], dim: int) -> Any:
-        """`values` one after another along `dim`."""
+        """`values` one after another along `dim`, at most five at a time: XNNPACK concatenates no more (xnnpack.h)."""
+        while len(values) > _MOST_CAT:
+            groups = [values[i : i + _MOST_CAT] for i in range(0, len(values), _MOST_CAT)]
+            values = [self.cat(group, dim) for group in groups]
         return values[0] if len(values) == 1 else self(_aten.cat.default, list(values), dim)
 
     def sum(self, values: Sequence[Any]) -> Any:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeact.errors import InputError, LoweringError, UnknownNameError
 from edgeact.lowering import convolution, frames, movement, pointwise, pooling, reduction
-from edgeact.lowering._emitter import Emitter, QuantizedConstant
+from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
 from edgeact.lowering._prepare import prepare, quiet
 from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
 from edgeact.lowering._timed import Form, Timed, map_chunks
@@ -124,9 +124,11 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _kept(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The op as it is, on whole tensors."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: lo.whole(values[n]))  # type: ignore[misc]
-    return lo.e(node.target, *args, **kwargs)
+    """The op as it is, on whole tensors; its frames are cut again, so that what follows is judged as well."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: lo.whole(values[n]))
+    value = lo.e(node.target, *args, **kwargs)
+    shape = () if isinstance(value, list) else shape_of(value)
+    return lo.timed(value, 2) if len(shape) == 5 and shape[0] == 1 else value
 
 
 def _quantize(lo: Lowering, op: Any, args: tuple[Any, ...]) -> Any:

@@ -11,6 +11,8 @@ from edgeact.lowering._timed import Form, Timed, join, move, split
 
 __all__ = ["RULES", "Conv", "Lowering", "Taps", "TapsRule", "default_taps", "rule"]
 
+_aten = torch.ops.aten
+
 Taps = Literal["stack", "sum"]
 
 _MANY_WEIGHTS = 1 << 20  # 4 MB in float: a second copy of such a kernel for the borders of a clip is not free
@@ -88,8 +90,8 @@ def normal_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
 
 
 def is_pointwise(op: Any) -> bool:
-    """Whether each output value depends on one value of each input, broadcast: torch's own tag."""
-    return isinstance(op, torch._ops.OpOverload) and torch.Tag.pointwise in op.tags
+    """Whether each output value depends on one value of each input, broadcast: torch's own tag, and hardswish."""
+    return isinstance(op, torch._ops.OpOverload) and (torch.Tag.pointwise in op.tags or op == _aten.hardswish.default)
 
 
 def any_timed(values: Any) -> bool:

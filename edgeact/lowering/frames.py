@@ -17,6 +17,7 @@ from edgeact.lowering._timed import Timed, map_chunks
 __all__ = ["image_op", "last_dims_op", "matrix_product", "over_one_dim"]
 
 _aten = torch.ops.aten
+_POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
 
 
 @rule(
@@ -26,6 +27,8 @@ _aten = torch.ops.aten
 )
 def image_op(lo: Lowering, x: Any, *args: Any, **kwargs: Any) -> Any:
     """An op over `[N, C, H, W]`."""
+    if lo.op in _POOLS and not any(args[1:2]):  # the kernel's size is the default, which not every backend knows
+        args = (args[0], args[0], *args[2:])
     if not isinstance(x, Timed):
         return lo.e(lo.op, x, *args, **kwargs)
     if x.axis != 0 or len(x.shape) != 4:

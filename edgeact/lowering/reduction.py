@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from edgeact.lowering._emitter import shape_of
 from edgeact.lowering._rules import Lowering, normal_dims, rank_of, rule
 from edgeact.lowering._timed import Timed, filled, relabel
 
@@ -23,6 +24,9 @@ _BINARY |= {_aten.amax.default: _aten.maximum.default, _aten.amin.default: _aten
 @rule(_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default, _aten.amin.default)
 def reduction(lo: Lowering, x: Any, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Reduce over `dims`, all where there are none."""
+    shape = x.shape if isinstance(x, Timed) else shape_of(x)
+    if len(shape) == 5 and shape[0] == 1 and (not isinstance(x, Timed) or x.axis == 0):
+        x = lo.timed(lo.whole(x), 2)  # one frame alone, whose chunk would be 5-D
     if not isinstance(x, Timed):
         return lo.e(lo.op, x, dims, keepdim, **kwargs)
     return _reduce(lo, lo.op, filled(lo.e, x), normal_dims(dims or None, rank_of(x)), keepdim)

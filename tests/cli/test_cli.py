@@ -420,6 +420,33 @@ def test_targets(run: Edgeact) -> None:
     assert "openvino" in run("targets").out
 
 
+def test_check_forecasts_a_target(run: Edgeact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("check", "--target", "android", *TINY, *SPEC)
+    assert done.status == 0
+    assert "lowered conv3d" in done.out
+    assert "✓ runs  ir_csn_26 → android, unrolled: 100.00% of" in done.out
+    told = json.loads(run("check", "--target", "openvino", *TINY, *SPEC, "--json").out)
+    assert told["accelerated_macs"] == told["macs"] == sum(layer["macs"] for layer in told["layers"])
+    assert {layer["support"] for layer in told["layers"]} == {"native"}
+    (tmp_path / "transposed.py").write_text(
+        "import torch\ndef build(num_classes):\n"
+        "    return torch.nn.Sequential(torch.nn.ConvTranspose3d(3, num_classes, 2), torch.nn.AdaptiveAvgPool3d(1),\n"
+        "                               torch.nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run("check", "--target", "litert", "--model", "transposed:build", *SPEC)
+    assert done.status == 1
+    assert "cannot run conv_transpose3d (1): aten.conv_transpose3d" in done.out
+    assert "✗ cannot run  transposed:build → litert" in done.out
+
+
+def test_check_refuses_what_is_not_there(refused: Refused) -> None:
+    assert "did you mean 'litert'" in refused("check", "--target", "liter")
+    assert "unknown form of target 'litert' 'volumetric'" in refused(
+        "check", "--target", "litert", "--form", "volumetric"
+    )
+
+
 def test_export_prints_its_report_and_missed_gates_exit_with_1(videos: Path, tmp_path: Path, run: Edgeact) -> None:
     arguments = ("export", *TINY, *SPEC, *QUICK, *OPEN_GATES, "--data", videos, "--out", tmp_path, "--clips", "12")
     done = run(*arguments, "--json")

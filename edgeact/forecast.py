@@ -1,0 +1,168 @@
+"""What a target would make of a network, before any export: layer by layer, with the rule behind every refusal.
+
+volumetric graph ─► does the runtime take the op as it is?          native
+     │ lowered
+     ▼
+2-D graph        ─► does it take every op that came of it?          lowered
+                      no, but a slow kernel runs it                 falls back
+                      no kernel at all, or it cannot be lowered     cannot run
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeact._capture import behind_uint8, fold
+from edgeact.clip import ClipSpec
+from edgeact.targets import check_form, get_target
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+    from edgeact.targets import Refusal
+
+__all__ = ["Forecast", "Layer", "Support", "forecast"]
+
+Support = Literal["native", "lowered", "falls back", "cannot run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One op of the network.
+
+    Attributes:
+        name: Path of its module in the user's model, such as `layer1.0.conv2`; empty for the model's own forward.
+        op: ATen's name, such as `conv3d`.
+        shape: Of its output, `[B, C, T, H, W]`.
+        macs: Multiply-accumulates for one clip.
+        support: What the target makes of it.
+        reason: The runtime's rule with its source where `support` is not `native`, else empty.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    macs: int
+    support: Support
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What `target` would make of a network in `form`."""
+
+    target: str
+    form: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def runs(self) -> bool:
+        """Whether every layer has a kernel, fast or slow."""
+        return all(layer.support != "cannot run" for layer in self.layers)
+
+    def macs(self, *supports: Support) -> int:
+        """Multiply-accumulates of the layers with one of these, or of all."""
+        return sum(layer.macs for layer in self.layers if not supports or layer.support in supports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        sums = {"macs": self.macs(), "accelerated_macs": self.macs("native", "lowered")}
+        return dataclasses.asdict(self) | {"runs": self.runs} | sums
+
+
+def forecast(model: "nn.Module", *, target: str, spec: ClipSpec, form: str | None = None) -> Forecast:
+    """Ask a target about every layer of `model`; nothing is compiled or written.
+
+    Args:
+        model: Float `clip_BCTHW -> logits_BK`; it is put in eval mode on the CPU.
+        target: One of `list_targets()`.
+        spec: How a video becomes a clip: the shapes.
+        form: One of the target's forms of time; the first of them by default.
+
+    Raises:
+        InputError: There is no such target or form.
+        ToolchainError: torch.export cannot capture the network.
+    """
+    from edgeact.lowering._lower import rewrite
+    from edgeact.lowering._prepare import prepare
+
+    form = check_form(target, form)
+    asked = get_target(target)
+    graph = prepare(behind_uint8(fold(model.cpu().float().eval(), spec), spec))
+    native = {node.name: refusal for node, refusal in asked.refusals(graph).items()}
+    if form == "volumetric":
+        refusals: Mapping[str, Refusal] = native
+        refused: dict[fx.Node, str] = {}
+    else:
+        refused = {}
+        lowered, _ = rewrite(graph, form, refused=refused)  # type: ignore[arg-type]
+        refusals = _by_source(asked.refusals(lowered))
+    macs = _macs(graph)
+    layers = []
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or getattr(node.target, "__name__", "") == "getitem":
+            continue
+        support, reason = _judge(node.name, native, refusals, refused.get(node))
+        layers.append(
+            Layer(
+                name=_module(node),
+                op=str(node.target).removeprefix("aten.").partition(".")[0],
+                shape=tuple(getattr(node.meta.get("val"), "shape", ())),
+                macs=macs[node],
+                support=support,
+                reason=reason,
+            )
+        )
+    return Forecast(target=target, form=form, layers=tuple(layers))
+
+
+def _judge(
+    name: str, native: Mapping[str, "Refusal"], final: Mapping[str, "Refusal"], cannot_lower: str | None
+) -> tuple[Support, str]:
+    if cannot_lower is not None:
+        return "cannot run", cannot_lower
+    if name in final:
+        return ("falls back" if final[name].runs else "cannot run"), final[name].reason
+    if name in native:
+        return "lowered", native[name].reason
+    return "native", ""
+
+
+def _by_source(refusals: Mapping["fx.Node", "Refusal"]) -> dict[str, "Refusal"]:
+    """The worst refusal per op of the volumetric graph."""
+    worst: dict[str, Refusal] = {}
+    for node, refusal in refusals.items():
+        source = node.meta.get("source", node.name)
+        if source not in worst or (worst[source].runs and not refusal.runs):
+            worst[source] = refusal
+    return worst
+
+
+def _module(node: "fx.Node") -> str:
+    """Path of the innermost module."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _macs(graph: "fx.GraphModule") -> dict["fx.Node", int]:
+    """Multiply-accumulates per node, by torch's own counter, on shapes alone."""
+    import torch
+    from torch import fx
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    macs: dict[fx.Node, int] = {}
+
+    class Count(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            before = counter.get_total_flops()
+            value = super().run_node(n)
+            macs[n] = (counter.get_total_flops() - before) // 2
+            return value
+
+    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        Count(graph).run(*(torch.zeros(tuple(fake.shape), dtype=fake.dtype) for fake in inputs))
+    return macs

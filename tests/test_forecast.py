@@ -1,0 +1,118 @@
+"""The forecast of `edgeact check`, against what the toolchains then do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgeact._capture import behind_uint8, fold, lower_and_prove
+from edgeact.clip import ClipSpec
+from edgeact.errors import UnknownNameError
+from edgeact.forecast import Forecast, forecast
+from edgeact.runtime import load_runner
+from edgeact.targets import get_target
+
+RUNTIMES = {"android": "executorch", "litert": "litert"}
+
+
+class Mixed(nn.Module):
+    """Ops that mobile runtimes take, and some that they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv3d(3, 8, 3, (1, 2, 2), 1), nn.BatchNorm3d(8), nn.Hardswish(), nn.MaxPool3d(2))
+        self.act = nn.ELU()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.act(self.stem(clip))
+        x = functional.hardtanh(x * 2 - 1).softmax(1) + torch.where(x > 0, x, x * 0.5)
+        x = x * x.sum(1, keepdim=True)
+        out: Tensor = self.fc(x.mean((2, 3, 4)))
+        return out
+
+
+class CumulativeProduct(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 8, 3)
+        self.up = nn.ConvTranspose3d(8, 4, 2)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.up(self.stem(clip)).cumprod(2).mean((2, 3, 4))
+
+
+def supports(found: Forecast, support: str) -> set[str]:
+    return {layer.op for layer in found.layers if layer.support == support}
+
+
+@pytest.mark.parametrize("target", ["android", "litert"])
+def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    model = Mixed().eval()
+    found = forecast(model, target=target, spec=tiny_spec)
+    assert found.runs
+    assert supports(found, "lowered") >= {"conv3d", "max_pool3d"}
+    clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
+    program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), found.form, clip)
+    get_target(target).compile(program, tmp_path, "fp32")
+    placement = load_runner(RUNTIMES[target], tmp_path, tiny_spec, 1).placement()
+    if target == "android":
+        outside = {name.split(".")[1].lstrip("_") for name in placement.fallback}  # aten._softmax.default (4 times)
+        assert outside == supports(found, "falls back") == {"elu", "gt", "softmax", "sum", "where"}
+    else:
+        assert {name.partition(" ")[0] for name in placement.fallback} == {"GREATER", "GREATER_EQUAL", "SELECT"}
+        assert supports(found, "falls back") == {"elu", "gt", "where"}
+
+
+@pytest.mark.parametrize("target", ["openvino", "android", "litert"])
+def test_every_multiplication_is_counted(target: str, tiny_spec: ClipSpec) -> None:
+    model = Mixed().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, tiny_spec.frames, tiny_spec.crop_height, tiny_spec.crop_width))
+    found = forecast(model, target=target, spec=tiny_spec)
+    assert found.macs() == counter.get_total_flops() // 2 > 0
+    assert found.macs("native", "lowered") == found.macs()
+    convolution = next(layer for layer in found.layers if layer.op == "conv3d")
+    assert convolution.name == "stem.0"
+    assert convolution.macs == 8 * 3 * 27 * torch.Size(convolution.shape[2:]).numel()
+    assert json.loads(json.dumps(found.to_dict()))["accelerated_macs"] == found.macs()
+
+
+def test_openvino_takes_3d_as_it_is(tiny_spec: ClipSpec) -> None:
+    assert supports(forecast(Mixed(), target="openvino", spec=tiny_spec), "native") >= {"conv3d", "max_pool3d"}
+
+
+@pytest.mark.parametrize("form", ["unrolled", "folded"])
+def test_everything_that_cannot_run_is_listed(form: str, tiny_spec: ClipSpec) -> None:
+    found = forecast(CumulativeProduct(), target="android", spec=tiny_spec, form=form)
+    assert not found.runs
+    assert supports(found, "cannot run") == {"conv_transpose3d", "cumprod"}
+    assert supports(found, "lowered") >= {"conv3d"}
+    (refused,) = [layer for layer in found.layers if layer.op == "cumprod"]
+    assert "test_forecast.py" in refused.reason, "the user's source line"
+    assert "no rule for this op on a tensor with time" in refused.reason
+    (refused,) = [layer for layer in found.layers if layer.op == "conv_transpose3d"]
+    assert refused.name == "up"
+
+
+def test_what_openvino_cannot_translate(tiny_spec: ClipSpec) -> None:
+    class Shift(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            return torch.bitwise_left_shift(clip.mean((2, 3, 4)).to(torch.int32), 2).float()
+
+    found = forecast(Shift(), target="openvino", spec=tiny_spec)
+    (refused,) = [layer for layer in found.layers if layer.support == "cannot run"]
+    assert refused.op == "bitwise_left_shift"
+    assert "OpenVINO's PyTorch frontend has no translation" in refused.reason
+
+
+def test_a_target_or_form_that_is_not_there(tiny_spec: ClipSpec) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'android'"):
+        forecast(Mixed(), target="andriod", spec=tiny_spec)
+    with pytest.raises(UnknownNameError, match="unknown form of target 'android' 'volumetric'"):
+        forecast(Mixed(), target="android", spec=tiny_spec, form="volumetric")
