@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Strict editable installs link file by file (static tools can follow them), so a new file needs a new install.
 SOURCES := $(shell find edgeact quantize targets -name '*.py' -o -name '*.html' -o -name '*.safetensors' | sort | cksum | cut -d' ' -f1)
 
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 # Tests pass wrong types on purpose, and a test function's signature says little that its body does not.
 TEST_TYPES := --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --no-warn-unused-ignores \
 	$(foreach code,arg-type call-arg var-annotated attr-defined no-any-return type-arg operator misc \
@@ -15,10 +17,10 @@ demo: $(VENV)/.demo-$(SOURCES)
 	$(BIN)/edgeact export --target openvino --out bundles
 
 test: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 check: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/ruff check .

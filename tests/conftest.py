@@ -1,5 +1,6 @@
 """Small data and models that many tests share."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of the test run's own, so that tests never depend on what a user's cache holds."""
-    folder = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"  # one for all workers
+    folder.mkdir(exist_ok=True)
     patch = pytest.MonkeyPatch()
     patch.setenv("EDGEACT_CACHE", str(folder))
     # A child started in the checkout would import its edgeact/ folder, which lacks the packages mapped from the root.

@@ -23,7 +23,7 @@ def test_the_commands_and_the_code(tmp_path: Path, cache: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         extra = " --clips 12 --rounds 1 --quiet" if command.startswith("edgeact export") else ""
         done = subprocess.run(
@@ -40,7 +40,7 @@ def test_the_commands_and_the_code(tmp_path: Path, cache: Path) -> None:
     assert done.stdout.strip() in MOTION_CLASSES
 
 
-@pytest.mark.parametrize("verb", ["export", "train", "validate", "run", "models", "targets"])
+@pytest.mark.parametrize("verb", ["check", "export", "train", "validate", "run", "models", "targets"])
 def test_every_option_it_names_exists(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     from edgeact.cli import main
 
