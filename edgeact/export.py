@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
-from edgeact.accuracy import compare_accuracy
+from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, cpu_name, describe_environment, today
@@ -26,10 +26,10 @@ from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import Gates, Placement, Report, judge
+from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
 from edgeact.runtime import Runner, load_runner
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import Target, check_form, check_precision, get_target
+from edgeact.targets import Target, check_form, check_options, check_precision, get_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +44,7 @@ def export(
     spec: ClipSpec,
     precision: str = "fp32",
     form: str | None = None,
+    options: Mapping[str, str] | None = None,
     data: str | os.PathLike[str] = MOTION,
     out: str | os.PathLike[str] = "bundles",
     name: str | None = None,
@@ -66,9 +67,10 @@ def export(
         spec: How a video becomes a clip.
         precision: One of the target's precisions.
         form: One of the target's forms of time; the first of them by default.
+        options: Options of the target, such as `{"backend": "vulkan"}`.
         data: Labelled videos (see `edgeact.data`), of which the held-out part is used, or `motion`.
         out: Folder of bundles; a bundle of the same name is replaced once the new one is whole.
-        name: The bundle's name; `<model>-<target>-<precision>` by default.
+        name: The bundle's name; `<model>-<target>-<precision>` by default, with options that are not defaults.
         labels: Class names in the order of the logits; those of `data`, sorted, by default.
         model_name: The network's name in the manifest; its class by default.
         facts: More facts for the manifest, such as those of the training.
@@ -91,14 +93,16 @@ def export(
     if rounds < 1:
         raise InputError(f"rounds is {rounds}: latency needs at least 1")
     model_name = model_name or type(model).__name__
+    options = check_options(target, options or {})
     job = _Job(
-        name=_bundle_name(name or f"{model_name.rpartition(':')[2]}-{target}-{precision}"),
+        name=_bundle_name(name or _default_name(model_name, target, precision, options)),
         model=model.cpu().float().eval(),
         model_name=model_name,
         target_name=target,
         target=get_target(target),
         precision=precision,
         form=check_form(target, form),
+        options=options,
         spec=spec,
         gates=gates or Gates.defaults(precision),
         threads=threads or os.cpu_count() or 1,
@@ -129,6 +133,7 @@ class _Job:
     target: Target
     precision: str
     form: str
+    options: Mapping[str, str]
     spec: ClipSpec
     gates: Gates
     threads: int
@@ -138,6 +143,12 @@ class _Job:
     @property
     def labels(self) -> tuple[str, ...]:
         return self.evaluation.dataset.labels
+
+
+def _default_name(model: str, target: str, precision: str, options: Mapping[str, str]) -> str:
+    """`<model>-<target>-<precision>`, and the options that are not the target's defaults."""
+    chosen = [value for name, value in options.items() if value != get_target(target).options[name][0]]
+    return "-".join([model.rpartition(":")[2], target, *chosen, precision])
 
 
 def _bundle_name(name: str) -> str:
@@ -164,10 +175,10 @@ def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], no
     rungs = [("folded", run_model(eager(folded, job.spec), shown).logits)]
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
-    job.target.compile(program, folder, job.precision)
+    job.target.compile(program, folder, job.precision, job.options)
     files = sorted(file.name for file in folder.iterdir())
     runner = load_runner(job.target.runtime, folder, job.spec, job.threads)
-    artifact = run_model(runner, job.evaluation)
+    artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     report = _report(
         job,
         numerics=_ladder(reference, rungs, artifact, [sample.id for sample, _ in shown]),
@@ -186,12 +197,17 @@ def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], no
 
 
 def _ladder(
-    reference: Outputs, rungs: list[tuple[str, NDArray[np.float32]]], artifact: Outputs, shown: list[str]
+    reference: Outputs,
+    rungs: list[tuple[str, NDArray[np.float32]]],
+    artifact: Outputs | NotMeasured,
+    shown: list[str],
 ) -> Numerics:
     """Every rung on the clips `shown`; reference and artifact ran all clips, these among them."""
     row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
     rows = [row_of[clip] for clip in shown]
-    return ladder([("fp32", reference.logits[rows]), *rungs, ("artifact", artifact.logits[rows])])
+    if not isinstance(artifact, NotMeasured):
+        rungs = [*rungs, ("artifact", artifact.logits[rows])]
+    return ladder([("fp32", reference.logits[rows]), *rungs])
 
 
 def _report(
@@ -199,22 +215,27 @@ def _report(
     *,
     numerics: Numerics,
     reference: Outputs,
-    artifact: Outputs,
-    latency: Latency,
+    artifact: Outputs | NotMeasured,
+    latency: Latency | NotMeasured,
     placement: Placement,
     files: dict[str, Any],
     bundle: str,
     notes: tuple[str, ...],
 ) -> Report:
     """What was measured, and the verdict."""
-    accuracy = compare_accuracy(
-        reference.logits,
-        artifact.logits,
-        reference.truth,
-        clips=[sample.id for sample in reference.samples],
-        labels=job.labels,
-        max_drop_pt=job.gates.max_drop_pt,
-    )
+    accuracy: Accuracy | NotMeasured
+    if isinstance(artifact, NotMeasured):
+        accuracy = artifact
+        notes = (f"artifact rung: not measured: {artifact.not_measured}", *notes)
+    else:
+        accuracy = compare_accuracy(
+            reference.logits,
+            artifact.logits,
+            reference.truth,
+            clips=[sample.id for sample in reference.samples],
+            labels=job.labels,
+            max_drop_pt=job.gates.max_drop_pt,
+        )
     failures = judge(job.gates, numerics, accuracy, latency, placement)
     return Report(
         bundle=bundle,
@@ -244,6 +265,7 @@ def _manifest(job: _Job, report: Report, files: list[str], facts: Mapping[str, A
         "target": job.target_name,
         "precision": job.precision,
         "form": job.form,
+        "options": dict(job.options),
         "runtime": job.target.runtime,
         "artifact": files,
         "spec": job.spec.to_dict(),
@@ -272,9 +294,12 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _latency(job: _Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -> Latency:
+def _latency(job: _Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -> Latency | NotMeasured:
     """PyTorch eager on the normalised clip against the artifact on the uint8 clip: the artifact does more."""
     import torch
+
+    if runner.missing:
+        return NotMeasured(runner.missing)
 
     clip_BCTHW = torch.from_numpy(normalize(clip, job.spec))
     with torch.inference_mode():

@@ -48,6 +48,7 @@ class Gates:
         max_drop_pt: Highest drop of top-1 accuracy in percentage points.
         max_fallback: Most compute ops outside the target's fast kernels.
         min_speedup: Lowest speed-up against PyTorch eager; None does not judge latency (machines are noisy).
+        require_all: A measurement that was not made is a failure, not a remark.
     """
 
     min_sqnr_db: float = 80.0
@@ -55,6 +56,7 @@ class Gates:
     max_drop_pt: float = 0.0
     max_fallback: int = 0
     min_speedup: float | None = None
+    require_all: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_agreement <= 1:
@@ -139,8 +141,12 @@ def judge(
     latency: Latency | NotMeasured,
     placement: Placement | NotMeasured,
 ) -> tuple[str, ...]:
-    """Failures in words, empty when every gate holds. What was not measured cannot fail, and stays visible as such."""
+    """Failures in words, empty when every gate holds. What was not measured fails where all is required."""
     failures = []
+    measured = {"numerics": numerics, "accuracy": accuracy, "latency": latency, "placement": placement}
+    for name, measure in measured.items():
+        if gates.require_all and isinstance(measure, NotMeasured):
+            failures.append(f"{name}: not measured: {measure.not_measured}")
     if isinstance(numerics, Numerics) and numerics.sqnr_db < gates.min_sqnr_db:
         worst = min(numerics.rungs, key=lambda rung: rung.step_sqnr_db)
         failures.append(

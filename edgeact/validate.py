@@ -65,10 +65,15 @@ def validate(
     runner = load(opened, threads=threads)
     gates = gates or stored_gates(opened)
     golden, reference = opened.golden(), opened.reference()
+    notes, failures = _check_decoding(golden, opened)
+    numerics: Numerics | NotMeasured
+    accuracy: Accuracy | NotMeasured
+    latency: Latency | NotMeasured
+    if runner.runner.missing:
+        numerics = accuracy = latency = NotMeasured(runner.runner.missing)
+        return _judged(opened, gates, numerics, accuracy, latency, runner.runner.placement(), failures, notes)
     outputs = np.concatenate([runner(clip.frames[None]) for clip in golden])
     numerics = ladder([("golden", np.stack([clip.logits for clip in golden])), ("artifact", outputs)])
-    notes, failures = _check_decoding(golden, opened)
-    accuracy: Accuracy | NotMeasured
     if data is None and not _is_synthetic(opened):
         accuracy = NotMeasured(f"give --data to run the {len(reference.ids)} clips of the evaluation set")
     else:
@@ -83,9 +88,9 @@ def validate(
 def _judged(
     bundle: Bundle,
     gates: Gates,
-    numerics: Numerics,
+    numerics: Numerics | NotMeasured,
     accuracy: Accuracy | NotMeasured,
-    latency: Latency,
+    latency: Latency | NotMeasured,
     placement: Placement | NotMeasured,
     failures: Sequence[str],
     notes: Sequence[str],

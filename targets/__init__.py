@@ -1,12 +1,13 @@
 """The targets: one file each, found by its name."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeact.errors import InputError, UnknownNameError
 from edgeact.targets._target import Refusal, Target
 
-__all__ = ["Refusal", "Target", "check_form", "check_precision", "get_target", "list_targets"]
+__all__ = ["Refusal", "Target", "check_form", "check_options", "check_precision", "get_target", "list_targets"]
 
 
 def list_targets() -> list[str]:
@@ -51,3 +52,20 @@ def check_form(target: str, form: str | None) -> str:
     if form is not None and form not in forms:
         raise UnknownNameError(f"form of target {target!r}", form, forms)
     return form or forms[0]
+
+
+def check_options(target: str, given: Mapping[str, str]) -> dict[str, str]:
+    """A value for each option of the target: the one asked for, or its default.
+
+    Raises:
+        InputError: The target has no such option.
+        UnknownNameError: The option has no such value.
+    """
+    options = get_target(target).options
+    for name, value in given.items():
+        if name not in options:
+            allowed = f"its options: {', '.join(options)}" if options else "it has none"
+            raise InputError(f"target {target!r} has no option {name!r}: {allowed}")
+        if value not in options[name]:
+            raise UnknownNameError(f"{name} of target {target!r}", value, options[name])
+    return {name: given.get(name, values[0]) for name, values in options.items()}

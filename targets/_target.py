@@ -1,4 +1,4 @@
-"""What a target is: six members. Adding a target is adding one file next to this one."""
+"""What a target is: seven members. Adding a target is adding one file next to this one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,21 +32,24 @@ class Target(Protocol):
         summary: One line for `edgeact targets`.
         precisions: What `compile` takes; anything else is refused, never replaced.
         forms: How time may be held in the program that `compile` gets, the best first: volumetric, folded, unrolled.
+        options: Further choices by name, each with its allowed values, the default first.
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
     """
 
     summary: str
     precisions: tuple[str, ...]
     forms: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
     runtime: str
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
+    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
         """Write the artifact's files `model.*` into `folder`.
 
         Args:
             program: uint8 `clip_BTHWC` with B=1 -> float32 `logits_BK`, static shapes, in one of `forms`.
             folder: An existing, empty folder.
             precision: One of `precisions`.
+            options: A value for each of `options`.
 
         Raises:
             MissingDependencyError: The toolchain is not installed.

@@ -1,23 +1,23 @@
-"""Android CPUs through ExecuTorch: a .pte whose compute runs in XNNPACK.
+"""Android phones through ExecuTorch: a .pte whose compute runs in XNNPACK (CPU) or Vulkan (GPU).
 
-XNNPACK has 2-D kernels alone: a stock 3-D network fails when it is loaded (`aten::max_pool3d_with_indices.out`) or run
-(5-D convolution), so time is lowered. The unrolled form goes to XNNPACK as one delegate; the cast of the uint8 clip is
-outside, since XNNPACK has none. `placement.json` lists what was delegated and what was not, as read from the program.
+Neither has 3-D kernels: a stock 3-D network fails when it is loaded (`aten::max_pool3d_with_indices.out`) or run (5-D
+convolution), so time is lowered. The unrolled form goes to either as one delegate; the cast of the uint8 clip is
+outside, since neither has one. fp16 computes in float16 throughout: logits alone are cast back. `placement.json` lists
+what was delegated and what was not, as read from the program.
 """
 
 import json
+import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
@@ -29,23 +29,24 @@ __all__ = ["TARGET", "Android"]
 class Android:
     """`model.pte` and `placement.json`."""
 
-    summary = "Android CPUs, through ExecuTorch and XNNPACK"
-    precisions = ("fp32",)
+    summary = "Android CPUs and GPUs, through ExecuTorch"
+    precisions = ("fp32", "fp16")
     forms = ("unrolled", "folded")
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
     runtime = "executorch"
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
-        """Delegate to XNNPACK and write the program; see `Target.compile`."""
+    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
+        """Delegate to the backend and write the program; see `Target.compile`."""
+        backend, half = options["backend"], precision == "fp16"
         with _toolchain():
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
             edge = to_edge_transform_and_lower(
-                program,
-                partitioner=[XnnpackPartitioner()],
+                _in_float16(program) if half and backend == "xnnpack" else program,
+                partitioner=[_partitioner(backend, half=half)],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),  # one more pass over thousands of nodes
             )
-            placement = _placement(edge.exported_program().graph_module)
+            placement = {"backend": backend} | _placement(edge.exported_program().graph_module)
             buffer = edge.to_executorch().buffer
         (folder / "model.pte").write_bytes(buffer)
         (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
@@ -60,6 +61,39 @@ class Android:
             source="executorch/backends/xnnpack/partition/config",
             volumetric="ExecuTorch has no 3-D kernels (executorch/kernels/portable/functions.yaml, op_convolution.cpp)",
         )
+
+
+def _partitioner(backend: str, *, half: bool) -> Any:
+    if backend == "vulkan":
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        return VulkanPartitioner({"force_fp16": half})
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def _in_float16(program: "ExportedProgram") -> "ExportedProgram":
+    """`program` with weights and casts in float16; its logits are cast back to float32."""
+    import torch
+
+    network = program.module(check_guards=False).half()
+    assert isinstance(network, torch.fx.GraphModule)
+    for node in network.graph.nodes:
+        node.kwargs = {name: torch.float16 if value is torch.float32 else value for name, value in node.kwargs.items()}
+    network.recompile()
+
+    class Float32Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            logits_BK: torch.Tensor = self.network(clip).float()
+            return logits_BK
+
+    (clip,) = program.example_inputs[0]
+    return torch.export.export(Float32Logits(), (clip,))
 
 
 def _placement(graph: "GraphModule") -> dict[str, Any]:
@@ -84,7 +118,8 @@ def _name(node: Any) -> str:
 
 @contextmanager
 def _toolchain() -> Iterator[None]:
-    """ExecuTorch's exceptions, of many classes, in edgeact's words."""
+    """ExecuTorch's exceptions, of many classes, in edgeact's words; its remarks on every op are not passed on."""
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchao and ExecuTorch warn of their own deprecated calls
@@ -96,6 +131,8 @@ def _toolchain() -> Iterator[None]:
     except Exception as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         raise ToolchainError(f"ExecuTorch could not compile this network: {lines[0] if lines else repr(exc)}") from exc
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 TARGET = Android()

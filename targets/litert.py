@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
@@ -32,9 +31,10 @@ class LiteRT:
     summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
     precisions = ("fp32", "fp16")
     forms = ("unrolled", "folded")
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "litert"
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
+    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
         """Convert in a process of its own, and check what came out; see `Target.compile`."""
         import torch
 

@@ -10,16 +10,14 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
@@ -36,9 +34,10 @@ class OpenVINO:
     summary = "Intel and AMD CPUs, through OpenVINO"
     precisions = ("fp32", "fp16")
     forms = ("volumetric", "folded", "unrolled")
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "openvino"
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str) -> None:
+    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
         """Convert, fix the shapes, and save; see `Target.compile`."""
         with _toolchain():
             import openvino as ov

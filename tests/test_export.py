@@ -273,7 +273,7 @@ def test_targets_say_what_they_are() -> None:
         for precision in target.precisions:
             check_precision(name, precision)
     members = {name for name in dir(get_target("openvino")) if not name.startswith("_")}
-    assert members == {"summary", "precisions", "forms", "runtime", "compile"}
+    assert members == {"summary", "precisions", "forms", "options", "runtime", "compile", "refusals"}
 
 
 def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: 
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[openvino\]'"):
         edgeact.load(bundle)
     with pytest.raises(MissingDependencyError, match="exporting to openvino needs openvino"):
-        get_target("openvino").compile(None, bundle.path, "fp32")  # type: ignore[arg-type]
+        get_target("openvino").compile(None, bundle.path, "fp32", {})  # type: ignore[arg-type]
 
 
 def test_a_manifest_never_names_a_module(bundle: edgeact.Bundle) -> None:

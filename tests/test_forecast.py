@@ -14,7 +14,7 @@ from edgeact.clip import ClipSpec
 from edgeact.errors import UnknownNameError
 from edgeact.forecast import Forecast, forecast
 from edgeact.runtime import load_runner
-from edgeact.targets import get_target
+from edgeact.targets import check_options, get_target
 
 RUNTIMES = {"android": "executorch", "litert": "litert"}
 
@@ -59,7 +59,7 @@ def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpe
     assert supports(found, "lowered") >= {"conv3d", "max_pool3d"}
     clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
     program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), found.form, clip)
-    get_target(target).compile(program, tmp_path, "fp32")
+    get_target(target).compile(program, tmp_path, "fp32", check_options(target, {}))
     placement = load_runner(RUNTIMES[target], tmp_path, tiny_spec, 1).placement()
     if target == "android":
         outside = {name.split(".")[1].lstrip("_") for name in placement.fallback}  # aten._softmax.default (4 times)

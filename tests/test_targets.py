@@ -17,13 +17,18 @@ from torch import Tensor, nn
 import edgeact
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove
 from edgeact.clip import ClipSpec
-from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
+from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
 from edgeact.numerics import Numerics
-from edgeact.parity import Gates, Placement
+from edgeact.parity import Gates, NotMeasured, Placement
 from edgeact.runtime import is_installed, load_runner
-from edgeact.targets import get_target
+from edgeact.targets import check_options, get_target
 
-LOWERED = [("android", "fp32"), ("litert", "fp32"), pytest.param("litert", "fp16", marks=pytest.mark.slow)]
+LOWERED = [
+    ("android", "fp32"),
+    ("android", "fp16"),
+    ("litert", "fp32"),
+    pytest.param("litert", "fp16", marks=pytest.mark.slow),
+]
 
 
 class Small(nn.Module):
@@ -78,7 +83,7 @@ def test_every_form_gives_the_same_logits(target: str, tiny_spec: ClipSpec, tmp_
         folder = tmp_path / form
         folder.mkdir()
         program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), form, clip)
-        get_target(target).compile(program, folder, "fp32")
+        get_target(target).compile(program, folder, "fp32", check_options(target, {}))
         runner = load_runner(get_target(target).runtime, folder, tiny_spec, 1)
         np.testing.assert_allclose(runner(clip), expected, rtol=1e-4, atol=1e-5)
 
@@ -118,16 +123,54 @@ def test_what_a_runner_cannot_load(tiny_spec: ClipSpec, tmp_path: Path) -> None:
 
 
 def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
-    from edgeact.runtime.executorch import Runner
+    from edgeact.runtime.executorch import _read_placement
 
-    runner = Runner.__new__(Runner)
-    runner._folder = tmp_path
-    for text in ("", "[]", '{"delegates": 3, "outside": {}}'):
-        (tmp_path / "placement.json").write_text(text)
+    file = tmp_path / "placement.json"
+    told = ("", "[]", '{"backend": "xnnpack", "delegates": 3, "outside": {}}', '{"backend": [], "delegates": []}')
+    for text in told:
+        file.write_text(text)
         with pytest.raises(BundleError, match="does not say what was delegated"):
-            runner.placement()
-    (tmp_path / "placement.json").write_text('{"delegates": [{"aten.conv2d": 2}], "outside": {"aten.mean.dim": 1}}')
-    assert runner.placement().fallback == ("aten.mean.dim (1 times)",)
+            _read_placement(file)
+    file.write_text('{"backend": "cuda", "delegates": [], "outside": {}}')
+    with pytest.raises(BundleError, match="the backend 'cuda' is not known"):
+        _read_placement(file)
+
+
+def test_vulkan_is_compiled_here_and_measured_on_the_phone(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "data": videos,
+        "clips": 12,
+        "threads": 1,
+        "rounds": 1,
+        "options": {"backend": "vulkan"},
+    }
+    bundle = edgeact.export(Small(), target="android", spec=tiny_spec, out=tmp_path, **settings)
+    assert bundle.path.name == "Small-android-vulkan-fp32"
+    report = bundle.report()
+    assert isinstance(report.numerics, Numerics)
+    assert [rung.name for rung in report.numerics.rungs] == ["folded", "lowered"]
+    why = "the backend vulkan runs on the phone alone"
+    assert report.accuracy == report.latency == NotMeasured(why)
+    assert f"artifact rung: not measured: {why}" in report.notes
+    assert isinstance(report.placement, Placement)
+    assert (report.placement.fallback_ops, report.placement.kernels["delegates"]) == (0, 1)
+    assert report.held
+    validated = edgeact.validate(bundle)
+    assert validated.numerics == NotMeasured(why)
+    strict = edgeact.validate(bundle, gates=Gates(require_all=True))
+    assert strict.failures == tuple(f"{name}: not measured: {why}" for name in ("numerics", "accuracy", "latency"))
+    with pytest.raises(ToolchainError, match=f"this bundle cannot be run on this machine: {why}"):
+        edgeact.load(bundle)(np.zeros((1, *tiny_spec.clip_shape), np.uint8))
+
+
+def test_options_that_a_target_does_not_have() -> None:
+    assert check_options("android", {}) == {"backend": "xnnpack"}
+    with pytest.raises(InputError, match="target 'litert' has no option 'backend': it has none"):
+        check_options("litert", {"backend": "vulkan"})
+    with pytest.raises(InputError, match="target 'android' has no option 'soc': its options: backend"):
+        check_options("android", {"soc": "SM8650"})
+    with pytest.raises(UnknownNameError, match="unknown backend of target 'android' 'vulcan': did you mean 'vulkan'"):
+        check_options("android", {"backend": "vulcan"})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +181,7 @@ def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
         (
             "executorch.exir",
             lambda spec, path: get_target("android").compile(
-                behind_uint8(fold(Small().eval(), spec), spec), path, "fp32"
+                behind_uint8(fold(Small().eval(), spec), spec), path, "fp32", {"backend": "xnnpack"}
             ),
             "executorch",
         ),
@@ -162,7 +205,7 @@ def test_a_missing_converter_names_its_extra(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     program = behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec)
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[litert-export\]'"):
-        get_target("litert").compile(program, tmp_path, "fp32")
+        get_target("litert").compile(program, tmp_path, "fp32", {})
     assert not is_installed("litert")
 
 
@@ -181,7 +224,7 @@ def test_a_converter_that_fails_or_crashes_is_an_error(
     run = subprocess.run
     monkeypatch.setattr(litert.subprocess, "run", lambda _, **more: run([sys.executable, "-c", code], **more))
     with pytest.raises(ToolchainError, match=message):
-        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")
+        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
 
 
 @pytest.mark.parametrize(
@@ -199,7 +242,7 @@ def test_exir_errors_are_translated(
 
     monkeypatch.setattr(exir, "to_edge_transform_and_lower", fail)
     with pytest.raises(ToolchainError, match=f"ExecuTorch could not compile this {message}"):
-        get_target("android").compile(None, tmp_path, "fp32")  # type: ignore[arg-type]
+        get_target("android").compile(None, tmp_path, "fp32", {"backend": "xnnpack"})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -228,7 +271,7 @@ def test_what_the_litert_converter_wrote_is_checked(
         monkeypatch.setattr(interpreter, "Interpreter", Interpreter)
     monkeypatch.setattr(litert, "_convert", lambda program, artifact, precision: artifact.write_bytes(b"no model"))
     with pytest.raises(ToolchainError, match=message):
-        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")
+        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
 
 
 @pytest.mark.parametrize(
@@ -256,4 +299,4 @@ def test_openvino_that_cannot_save_says_whether_the_disk_is_full(
     monkeypatch.setattr(openvino, "save_model", fail)
     monkeypatch.setattr(target.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
     with pytest.raises(error, match=message):
-        get_target("openvino").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32")
+        get_target("openvino").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})

@@ -44,6 +44,7 @@ gate_options = _apply(
         click.option("--max-drop", type=float, metavar="PT", help="Most top-1 points that may be lost."),
         click.option("--max-fallback", type=int, metavar="N", help="Most compute ops outside the fast kernels."),
         click.option("--min-speedup", type=float, metavar="X", help="Lowest speed-up against PyTorch eager."),
+        click.option("--require-all", is_flag=True, default=None, help="What was not measured is a failure."),
     ]
 )
 
@@ -82,6 +83,7 @@ def make_gates(base: Gates, given: dict[str, Any]) -> Gates:
         "max_drop": "max_drop_pt",
         "max_fallback": "max_fallback",
         "min_speedup": "min_speedup",
+        "require_all": "require_all",
     }
     fields = {field: getattr(base, field) for field in names.values()}
     for option, field in names.items():

@@ -18,10 +18,13 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16.")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
+@click.option("--backend", help="Of the target android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]")
 @click.option("--data", default="motion", show_default=True, help="Labelled videos; `motion` is the synthetic set.")
 @click.option("--out", default="bundles", show_default=True, metavar="DIR", help="Folder of bundles.")
 @click.option("--name", help="Name of the bundle.  [default: MODEL-TARGET-PRECISION]")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
+@click.option(
+    "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5."
+)
 @click.option(
     "--num-classes", type=click.IntRange(1), help="Classes of an untrained model.  [default: those of --data]"
 )
@@ -44,15 +47,18 @@ def command(
     from edgeact.evaluate import MOTION
     from edgeact.export import export
     from edgeact.parity import Gates
-    from edgeact.targets import check_form, check_precision
+    from edgeact.targets import check_form, check_options, check_precision
 
     check_precision(target, precision)
     check_form(target, given["form"])
+    backend = given.pop("backend")
+    given["options"] = {} if backend is None else {"backend": backend}
+    check_options(target, given["options"])
     gates = make_gates(Gates.defaults(precision), given)
     network = find_network(
         name=given.pop("model"),
         checkpoint=given.pop("checkpoint"),
-        options=parse_options(given.pop("options")),
+        options=parse_options(given.pop("model_options")),
         num_classes=given.pop("num_classes"),
         data=data,
         given=given,

@@ -23,6 +23,7 @@ class Runner(Protocol):
     device: str
     threads: int
     version: str
+    missing: str | None  # why the artifact cannot be run on this machine; a call then fails
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 `clip_BTHWC` with B=1 to float32 `logits_BK`."""

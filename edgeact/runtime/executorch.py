@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,38 +64,51 @@ class Runner:
             raise MissingDependencyError("executorch", "executorch", "running this bundle") from exc
         self.threads = threads or os.cpu_count() or 1
         self.version = importlib.metadata.version("executorch")
+        self._backend, self._delegates, self._outside = _read_placement(folder / "placement.json")
+        # The Python package is built without Vulkan; the phone's runtime has it.
+        self.missing = f"the backend {self._backend} runs on the phone alone" if self._backend != "xnnpack" else None
         self._from_numpy = torch.from_numpy
-        self._folder = folder
         pool: Any = portable_lib
         pool._unsafe_reset_threadpool(self.threads)  # one pool for the process; nothing runs while a runner is made
         try:
             program = Runtime.get().load_program(folder / "model.pte")
-            self._method = program.load_method("forward")
+            self._method = None if self.missing else program.load_method("forward")
         except RuntimeError as exc:
             raise ToolchainError(f"ExecuTorch cannot load {folder / 'model.pte'}: {str(exc).splitlines()[0]}") from exc
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits of one clip; `clip` must have the bundle's shape, uint8, RGB."""
+        if self._method is None:
+            raise ToolchainError(f"this bundle cannot be run on this machine: {self.missing}")
         logits: NDArray[np.float32] = self._method.execute([self._from_numpy(clip)])[0].numpy()
         return logits
 
     def placement(self) -> Placement:
-        """What XNNPACK took, as the compiler wrote it down; it is fixed when the program is compiled."""
-        file = self._folder / "placement.json"
-        try:
-            told = json.loads(file.read_text())
-            delegates, outside = list(told["delegates"]), dict(told["outside"])
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise BundleError(f"{file} does not say what was delegated: {exc}") from exc
-        kernels: dict[str, int] = {}
-        for delegate in delegates:
-            for name, count in delegate.items():
-                kernels[f"XNNPACK {name}"] = kernels.get(f"XNNPACK {name}", 0) + count
-        fallback = {name: n for name, n in outside.items() if not any(word in name for word in _MOVEMENT)}
+        """What the backend took, as the compiler wrote it down; it is fixed when the program is compiled."""
+        name = {"xnnpack": "XNNPACK", "vulkan": "Vulkan"}[self._backend]
+        kernels: Counter[str] = Counter()
+        for delegate in self._delegates:
+            kernels.update({f"{name} {op}": count for op, count in delegate.items()})
+        fallback = {op: n for op, n in self._outside.items() if not any(word in op for word in _MOVEMENT)}
         return Placement(
             accelerated_ops=sum(kernels.values()),
             fallback_ops=sum(fallback.values()),
-            fallback=tuple(f"{name} ({count} times)" for name, count in fallback.items()),
+            fallback=tuple(f"{op} ({count} times)" for op, count in fallback.items()),
             kind="measured",
-            kernels=kernels | {"delegates": len(delegates)} | {f"outside {name}": n for name, n in outside.items()},
+            kernels=dict(kernels)
+            | {"delegates": len(self._delegates)}
+            | {f"outside {op}": n for op, n in self._outside.items()},
         )
+
+
+def _read_placement(file: Path) -> tuple[str, list[dict[str, int]], dict[str, int]]:
+    """The backend, the ops of each delegate, and those outside; the file is untrusted."""
+    try:
+        told = json.loads(file.read_text())
+        backend = told["backend"]
+        if backend not in ("xnnpack", "vulkan"):
+            raise ValueError(f"the backend {backend!r} is not known")
+        delegates = [{str(op): int(count) for op, count in delegate.items()} for delegate in told["delegates"]]
+        return backend, delegates, {str(op): int(count) for op, count in told["outside"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise BundleError(f"{file} does not say what was delegated: {exc}") from exc

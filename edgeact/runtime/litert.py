@@ -48,6 +48,7 @@ class Runner:
     """
 
     device = "CPU"
+    missing = None
 
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
         interpreter, distribution = _interpreter()
