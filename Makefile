@@ -20,7 +20,7 @@ test: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) --hypothesis-profile thorough
 
 check: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/ruff check .

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from edgeact.clip import ClipSpec
 from edgeact.motion import write_motion_set
+
+# `make test-all` asks for the profile "thorough".
+settings.register_profile(
+    "quick", max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("thorough", max_examples=100, derandomize=True, **UNTIMED)
+settings.load_profile("quick")
 
 # Two test processes that each use every core wait for one another's threads: milliseconds become seconds.
 torch.set_num_threads(1)

@@ -56,7 +56,7 @@ def every_case() -> list[Any]:
         for precision in get_target(target).precisions:
             for name in list_models():
                 lowered = get_target(target).forms[0] != "volumetric"  # minutes to convert
-                quick = not lowered and name in SHALLOW
+                quick = not lowered and name in (SHALLOW if precision == "fp32" else {"ir_csn_26"})
                 cases.append(pytest.param(target, precision, name, marks=() if quick else pytest.mark.slow))
     return cases
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from lowering_checks import assert_lowers, capture, targets
 from torch import nn
@@ -26,7 +26,6 @@ def convolutions(draw):
     return conv, draw(st.integers(1, 8)), draw(st.sampled_from(["stack", "sum"]))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(convolutions())
 def test_any_conv3d(case):
     conv, frames, taps = case

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lowering_checks import FORMS, assert_lowers, capture, randomize_norms_, targets
 from torch import nn
@@ -126,7 +126,6 @@ def networks(draw):
     return nn.Sequential(*layers, *head)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(networks(), st.integers(1, 5))
 def test_random_networks(network, frames):
     assert_lowers(randomize_norms_(network), (1, 3, frames, 8, 8), tolerance=1e-5)

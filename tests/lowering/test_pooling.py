@@ -1,10 +1,9 @@
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from lowering_checks import assert_lowers
 from torch import nn
 
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 kernels = st.tuples(*[st.integers(1, 4)] * 3)
 strides = st.tuples(*[st.integers(1, 3)] * 3)
 paddings = st.tuples(*[st.integers(0, 2)] * 3)
@@ -18,14 +17,12 @@ def fits(frames, kernel, padding, dilation=1):
     )
 
 
-@quick
 @given(kernels, strides, paddings, st.integers(1, 2), st.booleans(), st.integers(1, 7))
 def test_max_pool3d(kernel, stride, padding, dilation, ceil, frames):
     assume(fits(frames, kernel, padding, dilation))
     assert_lowers(nn.MaxPool3d(kernel, stride, padding, dilation, ceil_mode=ceil), (1, 3, frames, 7, 6))
 
 
-@quick
 @given(kernels, strides, paddings, st.booleans(), st.booleans(), st.sampled_from([None, 3]), st.integers(1, 7))
 def test_avg_pool3d(kernel, stride, padding, ceil, include, divisor, frames):
     assume(fits(frames, kernel, padding))

@@ -46,7 +46,10 @@ def test_the_presets() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", list_models())
+MODELS = [pytest.param(name, marks=pytest.mark.slow if "csn_1" in name else ()) for name in list_models()]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_every_preset_takes_width_and_dropout_and_the_clip_of_its_spec(name: str) -> None:
     spec = default_spec(name)
     with torch.device("meta"):
@@ -56,7 +59,7 @@ def test_every_preset_takes_width_and_dropout_and_the_clip_of_its_spec(name: str
     assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.25}
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_options_for_a_spec_are_json_and_taken_back_from_it(name: str) -> None:
     spec = ClipSpec(frames=16, short_side=64, crop_height=48, crop_width=64)
     options = options_for_spec(name, spec)
