@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 import warnings
@@ -300,3 +301,29 @@ def test_openvino_that_cannot_save_says_whether_the_disk_is_full(
     monkeypatch.setattr(target.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
     with pytest.raises(error, match=message):
         get_target("openvino").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime has no wheel for this Python")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tflite_runtime_where_only_that_is_installed(
+    precision: str, videos: Path, tiny_spec: ClipSpec, tmp_path: Path
+) -> None:
+    """An environment of its own, as on an old board: numpy 1, tflite_runtime, no torch and no ai_edge_litert."""
+    gates = dataclasses.replace(Gates.defaults(precision), min_agreement=0, max_drop_pt=100)
+    settings: dict[str, Any] = {"data": videos, "clips": 12, "threads": 1, "rounds": 1, "gates": gates}
+    bundle = edgeact.export(Small(), target="litert", precision=precision, spec=tiny_spec, out=tmp_path, **settings)
+    root, python = Path(__file__).parents[1], tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"{root}[tflite-runtime]"], check=True)
+    script = (
+        "import sys, numpy; from edgeact.cli import main\n"
+        "try: main(['validate', sys.argv[1], '--threads', '1', '--rounds', '1', '--json'])\n"
+        "finally: print(numpy.__version__[0], 'torch' in sys.modules, 'ai_edge_litert' in sys.modules)"
+    )
+    done = subprocess.run([str(python), "-c", script, str(bundle.path)], capture_output=True, text=True)
+    report, state = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert state == "1 False False"
+    assert json.loads(report)["held"]
+    assert json.loads(report)["placement"]["fallback_ops"] == 0
