@@ -107,6 +107,8 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
             return RULES[op](lo, *args, **kwargs)
         if op in _DROPOUT:
             raise ValueError("dropout in training mode: call .eval() before the export")
+        if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+            raise ValueError("its values are random: an exported network must give the same logits for the same clip")
         timed = any_timed(args)
         if _is_quantize(op):
             return _quantize(lo, op, args)

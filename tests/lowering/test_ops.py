@@ -142,6 +142,8 @@ def per_channel(module, x):
             r"dropout in training mode: call \.eval\(\) before the export",
         ),
         (lambda m, x: functional.dropout(x.mean((2, 3, 4)), 0.5, True), "dropout in training mode"),
+        (lambda m, x: x + torch.rand_like(x), "its values are random"),
+        (lambda m, x: x * torch.rand(4, 1, 1, 1), "its values are random"),
         (lambda m, x: x.expand(2, -1, -1, -1, -1), "expand of the batch to 2: an edge graph has a batch of 1"),
         (lambda m, x: x[1:], r"the batch of 1 cannot give the places \[\]"),
         (lambda m, x: x[[0, 0]], r"the batch of 1 cannot give the places \[0, 0\]"),
