@@ -18,7 +18,6 @@ from torch.fx.node import map_aggregate
 __all__ = ["Emitter", "QuantizedConstant", "shape_of"]
 
 _aten = torch.ops.aten
-_MOST_CAT = 5
 _ARITHMETIC = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
 
 
@@ -137,10 +136,7 @@ class Emitter:
         return value if list(dims) == sorted(dims) else self(_aten.permute.default, value, list(dims))
 
     def cat(self, values: Sequence[Any], dim: int) -> Any:
-        """`values` one after another along `dim`, at most five at a time: XNNPACK concatenates no more (xnnpack.h)."""
-        while len(values) > _MOST_CAT:
-            groups = [values[i : i + _MOST_CAT] for i in range(0, len(values), _MOST_CAT)]
-            values = [self.cat(group, dim) for group in groups]
+        """`values` one after another along `dim`."""
         return values[0] if len(values) == 1 else self(_aten.cat.default, list(values), dim)
 
     def sum(self, values: Sequence[Any]) -> Any:

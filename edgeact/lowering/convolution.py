@@ -11,8 +11,9 @@ frame that the tap falls on:
                                 y[3]           ^--^--^       y[3] = b + W0 x2 + W1 x3
 
 `stack`: one 2-D convolution over the frames laid side by side as channels, its kernel the taps side by side: one
-accumulation over all of them. `sum`: one 2-D convolution per tap and their sum, the only way where channels are in
-groups, since groups of a stack would mix frames. The bias stands on one tap of every frame.
+accumulation over all of them; more than five taps are two such convolutions and their sum. `sum`: one 2-D convolution
+per tap and their sum, the only way where channels are in groups, since groups of a stack would mix frames. The bias
+stands on one tap of every frame.
 """
 
 from typing import Any
@@ -26,6 +27,7 @@ from edgeact.lowering._timed import Timed, gather
 __all__ = ["conv3d"]
 
 _aten = torch.ops.aten
+_MOST_STACKED = 5  # LiteRT's XNNPACK delegate concatenates no more, and its converter merges what is nested
 
 
 def _triple(value: Any) -> tuple[int, int, int]:
@@ -109,7 +111,12 @@ class _Writer:
         """`taps` over their `frames`, and the bias."""
         taps = list(taps)
         if self.taps == "stack":
-            return self._conv(taps, self.e.cat(frames, 1), self.bias)
+            groups = -(-len(taps) // _MOST_STACKED)
+            parts = [(taps[i::groups], frames[i::groups]) for i in range(groups)]
+            stacked = [
+                self._conv(some, self.e.cat(of, 1), None if i else self.bias) for i, (some, of) in enumerate(parts)
+            ]
+            return self.e.sum(stacked)
         # The bias goes on the middle tap where that is there, so that a kernel has one bias in most frames.
         middle = min(range(len(taps)), key=lambda i: abs(taps[i] - self.weight.shape[2] // 2))
         biases = [self.bias if i == middle else None for i in range(len(taps))]
