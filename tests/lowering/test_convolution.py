@@ -102,5 +102,5 @@ def test_a_long_stack_is_cut_so_that_backends_can_concatenate_it():
     program = lower(capture(nn.Conv3d(3, 4, (7, 1, 1), padding=(3, 0, 0)), torch.zeros(1, 3, 9, 6, 6)))
     cats = [node for node in program.graph.nodes if str(node.target) == "aten.cat.default"]
     cats = [node for node in cats if node.meta["val"].ndim == 4]  # but for the output, put together
-    assert max(len(node.args[0]) for node in cats) == 4
+    assert max(len(node.args[0]) for node in cats) == 5
     assert_lowers(nn.Conv3d(3, 4, (11, 1, 1), padding=(5, 0, 0)), (1, 3, 12, 6, 6))
