@@ -6,9 +6,16 @@
 Shapes: the network maps float `clip_BCTHW -> logits_BK`; the program a uint8 `clip_BTHWC` with B=1 to the same.
 """
 
+import contextlib
+import io
+import logging
+import re
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +30,55 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["Call", "behind_uint8", "eager", "fold", "lower_and_prove", "run_program"]
+__all__ = ["Call", "behind_uint8", "check_network", "eager", "fold", "lower_and_prove", "run_program"]
 
 Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
 
 _EQUAL_DB = 90.0  # float32 sums in another order: 110 to 130 dB are usual; a wrong tap leaves less than 40
+
+
+def check_network(model: "nn.Module", spec: ClipSpec) -> int:
+    """Run `model` once on a black clip, in eval mode, and return its number of classes.
+
+    Raises:
+        InputError: It fails, or what it returns are not logits.
+    """
+    import torch
+
+    training = model.training
+    clip = torch.zeros(1, 3, spec.frames, spec.crop_height, spec.crop_width)
+    try:
+        with torch.inference_mode():
+            found: object = model.eval()(clip)
+    except Exception as exc:  # the user's own code may raise anything
+        raise InputError(
+            f"the network fails on a clip [B, C, T, H, W] of shape {tuple(clip.shape)}: {_in_a_line(exc)} "
+            f"({_raised_at(exc)})"
+        ) from exc
+    finally:
+        model.train(training)
+    what = type(found).__name__
+    if isinstance(found, torch.Tensor):
+        if found.dtype == torch.float32 and found.ndim == 2 and len(found) == 1 and found.shape[1] > 0:
+            return int(found.shape[1])
+        what = f"a {str(found.dtype).removeprefix('torch.')} tensor of shape {tuple(found.shape)}"
+    raise InputError(
+        f"the network maps a clip [B, C, T, H, W] of shape {tuple(clip.shape)} to {what}: it must return float32 "
+        "logits [1, K], a score for each class and nothing else"
+    )
+
+
+def _raised_at(exc: Exception) -> str:
+    """`file:line` of the innermost frame of the user's code."""
+    frames = traceback.extract_tb(exc.__traceback__)[1:]
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
+    place = (own or frames)[-1]
+    return f"{place.filename}:{place.lineno}"
+
+
+def _in_a_line(exc: Exception) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
 
 
 def eager(module: "nn.Module", spec: ClipSpec) -> Call:
@@ -59,7 +110,9 @@ def run_program(program: "ExportedProgram") -> Call:
 @contextmanager
 def _export_errors() -> Iterator[None]:
     """torch.export's failures in one line; they derive from many classes (UserError, Unsupported, RuntimeError …)."""
-    with warnings.catch_warnings():
+    said = io.StringIO()  # of a failure, torch also prints half a graph and logs
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(said):
         # torch 2.13's own use of a class it deprecates, printed at every export
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
         try:
@@ -67,11 +120,15 @@ def _export_errors() -> Iterator[None]:
         except InputError:
             raise
         except Exception as exc:
-            lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+            place = re.search(r'raised this error:\s+File "(.+)", line (\d+)', str(exc))
+            at = f" ({place[1]}:{place[2]})" if place else ""
             raise ToolchainError(
-                f"torch.export cannot capture this network: {lines[0] if lines else type(exc).__name__}; "
+                f"torch.export cannot capture this network: {_in_a_line(exc)}{at}; "
                 "its forward must not depend on the values of tensors"
             ) from exc
+        finally:
+            logging.disable(logging.NOTSET)
+    sys.stderr.write(said.getvalue())
 
 
 def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeact.errors import BundleError
 
-__all__ = ["check_files", "inside", "manifest_digest", "read_manifest", "write_manifest"]
+__all__ = ["check_files", "check_unlisted", "inside", "manifest_digest", "read_manifest", "write_manifest"]
 
 SCHEMA = 1
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -84,16 +84,23 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise BundleError(f"{folder} lacks {name}, which its manifest lists: copy the bundle again")
         if _sha256(file) != digest:
             raise BundleError(f"{folder} is damaged: {name} has changed since the export; copy or export it again")
-    unlisted = [
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.is_file() and file.name != "manifest.json" and file.relative_to(folder).as_posix() not in wanted
-    ]
-    if unlisted:
-        raise BundleError(f"{folder} holds files that its manifest does not list, first {unlisted[0]!r}: remove them")
+    check_unlisted(folder, manifest)
     for name in manifest["artifact"]:
         if not isinstance(name, str) or name not in wanted:
             raise BundleError(f"{folder} names the artifact {name!r}, which is not among its files")
+
+
+def check_unlisted(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse files of `folder` that its manifest does not list.
+
+    Raises:
+        BundleError: There is one.
+    """
+    wanted = {"manifest.json", *manifest["files"]}
+    found = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if not file.is_dir())
+    unlisted = [name for name in found if name not in wanted]
+    if unlisted:
+        raise BundleError(f"{folder} holds files that its manifest does not list, first {unlisted[0]!r}: remove them")
 
 
 def inside(folder: Path, name: Any) -> Path:

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._manifest import check_files, inside, read_manifest, write_manifest
+from edgeact._manifest import check_files, check_unlisted, inside, read_manifest, write_manifest
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import Report
@@ -121,15 +123,20 @@ class Bundle:
                 )
                 for entry, row in zip(entries, logits, strict=True)
             ]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as exc:  # EOFError: an empty .npy
             raise BundleError(f"{folder} is not a golden set: {exc}; export the bundle again") from exc
         if not clips:
             raise BundleError(f"{folder} is not a golden set: it is empty; export the bundle again")
         wanted = self.spec.clip_shape
         for clip in clips:
-            if clip.frames.shape != wanted or clip.frames.dtype != np.uint8 or clip.logits.shape != (len(self.labels),):
+            if clip.frames.shape != wanted or clip.frames.dtype != np.uint8:
                 raise BundleError(
                     f"golden clip {clip.id!r} is {clip.frames.dtype} {clip.frames.shape}, not uint8 {wanted}"
+                )
+            if clip.logits.shape != (len(self.labels),):
+                raise BundleError(
+                    f"golden clip {clip.id!r} has logits of shape {clip.logits.shape}, not one for each of the "
+                    f"{len(self.labels)} labels of the manifest; export the bundle again"
                 )
         return clips
 
@@ -141,14 +148,14 @@ class Bundle:
         """
         file = self.path / "reference.npz"
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 found = ReferenceSet(
                     ids=tuple(str(i) for i in arrays["ids"]),
                     labels=arrays["labels"].astype(np.int64),
                     digests=tuple(str(d) for d in arrays["digests"]),
                     logits=arrays["logits"].astype(np.float32),
                 )
-        except (OSError, ValueError, KeyError) as exc:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as exc:
             raise BundleError(f"{file} holds no reference outputs: {exc}; export the bundle again") from exc
         n, k = len(found.ids), len(self.labels)
         in_range = ((found.labels >= 0) & (found.labels < k)).all()
@@ -182,14 +189,17 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 def create_bundle(out: Path, name: str) -> Iterator[Path]:
     """A folder to fill, renamed to `out/name` when the block ends well and removed when it does not.
 
-    An older bundle of that name is replaced in one rename; a folder that is no bundle is never touched.
+    An older bundle of that name is replaced in one rename; a folder that is no bundle, or holds more, is never touched.
 
     Raises:
-        InputError: `out/name` exists and is no bundle, or `out` is a file.
+        InputError: `out/name` exists and is not a bundle alone, or `out` is a file.
     """
     final = out / name
-    if final.exists() and not (final / "manifest.json").is_file():
-        raise InputError(f"{final} exists and is not a bundle: it is left alone; choose another --out or --name")
+    if final.exists() or final.is_symlink():
+        try:
+            check_unlisted(final, read_manifest(final))
+        except BundleError as exc:
+            raise InputError(f"{final} is left alone, choose another --out or --name: {exc}") from exc
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a folder")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]

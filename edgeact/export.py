@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
+from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
@@ -159,11 +159,10 @@ def _bundle_name(name: str) -> str:
 
 def _run_reference(job: _Job) -> Outputs:
     """The full-precision model on the evaluation set: what everything after is compared with."""
-    reference = run_model(eager(job.model, job.spec), job.evaluation)
-    outputs, classes = reference.logits.shape[1], len(job.labels)
+    outputs, classes = check_network(job.model, job.spec), len(job.labels)
     if outputs != classes:
         raise InputError(f"the model has {outputs} outputs, the data {classes} classes")
-    return reference
+    return run_model(eager(job.model, job.spec), job.evaluation)
 
 
 def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], notes: Sequence[str]) -> None:

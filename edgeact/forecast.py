@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeact._capture import behind_uint8, fold
+from edgeact._capture import behind_uint8, check_network, fold
 from edgeact.clip import ClipSpec
-from edgeact.targets import check_form, get_target
+from edgeact.targets import check_form, check_options, get_target
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -71,7 +71,14 @@ class Forecast:
         return dataclasses.asdict(self) | {"runs": self.runs} | sums
 
 
-def forecast(model: "nn.Module", *, target: str, spec: ClipSpec, form: str | None = None) -> Forecast:
+def forecast(
+    model: "nn.Module",
+    *,
+    target: str,
+    spec: ClipSpec,
+    form: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Forecast:
     """Ask a target about every layer of `model`; nothing is compiled or written.
 
     Args:
@@ -79,25 +86,29 @@ def forecast(model: "nn.Module", *, target: str, spec: ClipSpec, form: str | Non
         target: One of `list_targets()`.
         spec: How a video becomes a clip: the shapes.
         form: One of the target's forms of time; the first of them by default.
+        options: Options of the target.
 
     Raises:
-        InputError: There is no such target or form.
+        InputError: There is no such target, form or option, or no forecast for it, or the network does not map a clip
+            to logits.
         ToolchainError: torch.export cannot capture the network.
     """
     from edgeact.lowering._lower import rewrite
     from edgeact.lowering._prepare import prepare
 
-    form = check_form(target, form)
+    form, options = check_form(target, form), check_options(target, options or {})
     asked = get_target(target)
-    graph = prepare(behind_uint8(fold(model.cpu().float().eval(), spec), spec))
-    native = {node.name: refusal for node, refusal in asked.refusals(graph).items()}
+    model = model.cpu().float().eval()
+    check_network(model, spec)
+    graph = prepare(behind_uint8(fold(model, spec), spec))
+    native = {node.name: refusal for node, refusal in asked.refusals(graph, options).items()}
     if form == "volumetric":
         refusals: Mapping[str, Refusal] = native
         refused: dict[fx.Node, str] = {}
     else:
         refused = {}
         lowered, _ = rewrite(graph, form, refused=refused)  # type: ignore[arg-type]
-        refusals = _by_source(asked.refusals(lowered))
+        refusals = _by_source(asked.refusals(lowered, options))
     macs = _macs(graph)
     layers = []
     for node in graph.graph.nodes:

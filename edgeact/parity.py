@@ -169,7 +169,9 @@ def judge(
             f"placement: {placement.fallback_ops} ops fall back, more than {gates.max_fallback}: "
             + ", ".join(placement.fallback[:5])
         )
-    if gates.min_speedup is not None and isinstance(latency, Latency) and latency.speedup is not None:
-        if latency.speedup < gates.min_speedup:
+    if gates.min_speedup is not None and isinstance(latency, Latency):
+        if latency.speedup is None and gates.require_all:
+            failures.append(f"latency: speed-up not measured: {latency.reference_missing}")
+        if latency.speedup is not None and latency.speedup < gates.min_speedup:
             failures.append(f"latency: {latency.speedup:.2f}x of PyTorch eager is below {gates.min_speedup:g}x")
     return tuple(failures)

@@ -14,7 +14,7 @@ from edgeact._decode import decoded as decoded_frames
 from edgeact._decode import open_video, rgb_converter
 from edgeact.errors import InputError, MissingDependencyError
 from edgeact.runtime import CheckedRunner
-from edgeact.video import iter_windows, write_video
+from edgeact.video import check_suffix, iter_windows, write_video
 
 __all__ = ["Prediction", "check_save", "classify_video", "save_labelled"]
 
@@ -56,7 +56,8 @@ def check_save(path: Path, source: str) -> None:
 
     Raises:
         MissingDependencyError: Pillow, which draws, is not installed.
-        InputError: The source is no file (a camera never ends), `path` is the source itself, or its folder is missing.
+        InputError: The source is no file (a camera never ends), `path` is the source itself, no video can be written
+            there, or none of its suffix.
     """
     try:
         import PIL  # noqa: F401
@@ -64,10 +65,15 @@ def check_save(path: Path, source: str) -> None:
         raise MissingDependencyError("pillow", "report", "drawing labels on a video") from exc
     if not Path(source).is_file():
         raise InputError(f"--save needs a video file, found {source!r}: record the camera first")
+    if path.is_dir():
+        raise InputError(f"--save {path} is a folder: give a file, such as {path / 'labelled.mp4'}")
     if path.exists() and path.samefile(source):
         raise InputError(f"--save {path} is the video itself: give another file")
     if not path.parent.is_dir():
         raise InputError(f"--save {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"--save {path}: the folder {path.parent} cannot be written to")
+    check_suffix(path)
 
 
 def save_labelled(path: Path, source: str, predictions: Sequence[Prediction]) -> None:

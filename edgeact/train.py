@@ -96,17 +96,20 @@ def train(
         The metrics of the best epoch: epoch, lr, train_loss, val_loss, val_top1, seconds.
 
     Raises:
-        InputError: The batch does not fit the data or the processes, the device is absent, `out` holds another run,
-            or the loss is not finite.
+        InputError: The network does not map a clip to logits, the batch does not fit the data or the processes, the
+            device is absent, `out` holds another run, or the loss is not finite.
     """
     import torch
 
+    from edgeact._capture import check_network
     from edgeact._distributed import process_group, synchronize_batch_norm_
     from edgeact._trainer import Trainer
 
     device = _device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if (outputs := check_network(model, spec)) != len(train_set.labels):
+        raise InputError(f"the model has {outputs} outputs, the data {len(train_set.labels)} classes")
     with process_group(device) as (rank, world), _folder_of(out):
         _check_batch(config, train_set, world)
         if world > 1:

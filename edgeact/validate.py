@@ -97,6 +97,9 @@ def _judged(
 ) -> Report:
     """The report on these measurements; `failures` are those of decoding, which no gate judges."""
     failures = (*failures, *judge(gates, numerics, accuracy, latency, placement))
+    if gates.min_speedup is not None and isinstance(latency, Latency) and not gates.require_all:
+        gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
+        notes = (*notes, f"{gate} is not judged: {latency.reference_missing}")
     return Report(
         bundle=str(bundle.path),
         target=bundle.manifest["target"],

@@ -9,6 +9,7 @@ Shapes: N grid frames, T frames of a clip, H, W pixels, 3 = RGB.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["DecodedClip", "Window", "iter_windows", "read_clip", "read_grid", "write_video"]
+__all__ = ["DecodedClip", "Window", "check_suffix", "iter_windows", "read_clip", "read_grid", "write_video"]
 
 # Grid frames kept while a video of unknown length is decoded; a longer one is decoded twice.
 _BUFFER_BYTES = 256 * 1024 * 1024
@@ -233,6 +234,16 @@ def write_video(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_suffix(path: Path, codec: str = "libx264") -> None:
+    """Encode two black frames into memory as `write_video` would into `path`.
+
+    Raises:
+        InputError: No video of that suffix and codec can be written.
+    """
+    frame = np.zeros((16, 16, 3), np.uint8)
+    _encode(io.BytesIO(), path, [frame, frame], 25, codec, {}, gop=1)
 
 
 def _encode(

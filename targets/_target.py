@@ -56,8 +56,11 @@ class Target(Protocol):
             ToolchainError: The toolchain failed, in its own words.
         """
 
-    def refusals(self, graph: "fx.GraphModule") -> "Mapping[fx.Node, Refusal]":
+    def refusals(self, graph: "fx.GraphModule", options: Mapping[str, str]) -> "Mapping[fx.Node, Refusal]":
         """The ops of an ATen graph, volumetric or 2-D, that the fast kernels do not take: a forecast, nothing compiled.
 
         Ops that only move or retype data are never among them.
+
+        Raises:
+            InputError: There is no forecast for these options.
         """

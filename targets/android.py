@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.errors import InputError, MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -51,10 +51,12 @@ class Android:
         (folder / "model.pte").write_bytes(buffer)
         (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
 
-    def refusals(self, graph: "GraphModule") -> "Mapping[Node, Refusal]":
+    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
         """What XNNPACK's partitioner leaves out; see `Target.refusals`."""
         from edgeact.targets import _xnnpack
 
+        if options["backend"] != "xnnpack":
+            raise InputError("the forecast knows XNNPACK's rules alone: `edgeact export` says what Vulkan takes")
         return _xnnpack.refusals(
             graph,
             more="cos sin upsample_bilinear2d",

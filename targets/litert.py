@@ -45,7 +45,7 @@ class LiteRT:
             _convert(Path(work) / "program.pt2", folder / "model.tflite", precision)
         _refuse_foreign_ops(folder / "model.tflite")
 
-    def refusals(self, graph: "GraphModule") -> "Mapping[Node, Refusal]":
+    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
         """What the XNNPACK delegate leaves out; see `Target.refusals`."""
         from edgeact.targets import _xnnpack
 

@@ -49,7 +49,7 @@ class OpenVINO:
             model.output(0).get_tensor().set_names({"logits"})
             _save(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
 
-    def refusals(self, graph: "GraphModule") -> "Mapping[Node, Refusal]":
+    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
         """What OpenVINO's own converter cannot translate, as it says when asked; see `Target.refusals`."""
         import torch
 

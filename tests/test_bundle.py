@@ -189,6 +189,36 @@ def test_a_pickled_array_is_never_loaded(bundle: Path) -> None:
         open_bundle(bundle).reference()
 
 
+def test_arrays_that_are_cut_short(bundle: Path) -> None:
+    logits, reference = bundle / "golden" / "logits.npy", bundle / "reference.npz"
+    logits.write_bytes(b"")
+    whole = reference.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole.replace(b"PK", b"KP")):
+        reference.write_bytes(damaged)
+        reseal(bundle)
+        with pytest.raises(BundleError, match="holds no reference outputs: .*; export the bundle again"):
+            open_bundle(bundle).reference()
+    with pytest.raises(BundleError, match="is not a golden set: .*; export the bundle again"):
+        open_bundle(bundle).golden()
+
+
+def test_compressed_arrays_that_are_damaged(bundle: Path) -> None:
+    reference = bundle / "reference.npz"
+    np.savez_compressed(reference, ids=np.zeros(4000))
+    content = bytearray(reference.read_bytes())
+    content[60:80] = bytes(20)
+    reference.write_bytes(content)
+    reseal(bundle)
+    with pytest.raises(BundleError, match="holds no reference outputs"):
+        open_bundle(bundle).reference()
+
+
+def test_a_manifest_with_fewer_labels_than_logits(bundle: Path) -> None:
+    write_manifest(bundle, fields() | {"labels": ["left"]})
+    with pytest.raises(BundleError, match=r"has logits of shape \(2,\), not one for each of the 1 labels"):
+        open_bundle(bundle).golden()
+
+
 def test_a_reference_of_other_labels(bundle: Path) -> None:
     write_reference(bundle, ReferenceSet(("a",), np.array([5]), ("0",), np.zeros((1, 2), np.float32)))
     reseal(bundle)
@@ -229,7 +259,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "thesis.txt").write_text("years of work")
     with (
-        pytest.raises(InputError, match="exists and is not a bundle: it is left alone"),
+        pytest.raises(InputError, match="is left alone, choose another --out or --name: .* holds no manifest"),
         create_bundle(tmp_path, "x"),
     ):
         pass
@@ -237,6 +267,34 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file: give a folder"), create_bundle(tmp_path / "file", "x"):
         pass
+
+
+def test_only_a_bundle_and_nothing_beside_it_is_replaced(bundle: Path) -> None:
+    extension = bundle.parent / "extension"  # browsers and build tools have manifests of their own
+    extension.mkdir()
+    (extension / "manifest.json").write_text('{"manifest_version": 3}')
+    (extension / "years of work.js").write_text("")
+    (bundle / "notes.txt").write_text("")
+    (bundle.parent / "linked").symlink_to(bundle.parent / "nowhere")
+    before = sorted(bundle.parent.rglob("*"))
+    for name, reason in (
+        ("extension", "has schema None"),
+        ("small", r"does not list, first 'notes\.txt'"),
+        ("linked", "it is not a folder"),
+    ):
+        with (
+            pytest.raises(InputError, match=f"{name} is left alone, choose another --out or --name: .*{reason}"),
+            create_bundle(bundle.parent, name),
+        ):
+            pass
+    assert sorted(bundle.parent.rglob("*")) == before
+
+
+def test_a_damaged_bundle_is_replaced(bundle: Path) -> None:
+    (bundle / "model.bin").write_bytes(b"cut")
+    with create_bundle(bundle.parent, "small") as folder:
+        write_manifest(folder, fields() | {"artifact": []})
+    assert [file.name for file in bundle.iterdir()] == ["manifest.json"]
 
 
 def test_a_bundle_is_replaced_whole(bundle: Path) -> None:

@@ -197,7 +197,8 @@ def test_a_failure_of_placement_names_the_first_ops() -> None:
 
 def latency(reference: list[float] | None) -> Latency:
     samples = {"artifact": [10.0]} | ({"reference": reference} if reference else {})
-    return summarize(samples, threads=1, runtime="r", device="d")
+    missing = None if reference else "PyTorch is not used here"
+    return summarize(samples, threads=1, runtime="r", device="d", reference_missing=missing)
 
 
 def test_latency_is_judged_only_when_asked_and_measured() -> None:
@@ -206,6 +207,10 @@ def test_latency_is_judged_only_when_asked_and_measured() -> None:
     assert judge(Gates(), NONE, NONE, latency([5.0]), NONE) == ()
     assert judge(Gates(min_speedup=2.0), NONE, NONE, latency(None), NONE) == ()
     assert judge(Gates(min_speedup=2.0), NONE, NONE, latency([20.0]), NONE) == ()
+    everything = steps(1e-6), accuracy([0], [0], [0]), latency(None), placement()
+    (failure,) = judge(Gates(min_speedup=2.0, require_all=True), *everything)
+    assert failure == "latency: speed-up not measured: PyTorch is not used here"
+    assert judge(Gates(require_all=True), *everything) == ()
 
 
 def test_what_was_not_measured_cannot_fail() -> None:

@@ -118,6 +118,7 @@ def test_what_a_runner_cannot_load(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"TFL3 is not this")
     with pytest.raises(ToolchainError, match="LiteRT cannot load"):
         load_runner("litert", tmp_path, tiny_spec)
+    (tmp_path / "placement.json").write_text('{"backend": "xnnpack", "delegates": [], "outside": {}}')
     (tmp_path / "model.pte").write_bytes(b"ET12 is not this" * 8)
     with pytest.raises(ToolchainError, match="ExecuTorch cannot load"):
         load_runner("executorch", tmp_path, tiny_spec)

@@ -46,6 +46,8 @@ class _Verbs(click.Group):
             if sys.stderr.isatty():
                 click.echo(err=True)  # the terminal's own ^C stands there
             raise click.Abort from exc
+        except EOFError as exc:  # which click would take for an interrupt
+            raise RuntimeError(f"a file ended early: {exc}") from exc
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

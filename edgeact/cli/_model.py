@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Network", "find_network", "require_torch"]
 
 
+_KINETICS = 400  # classes
+
+
 @dataclass(frozen=True)
 class Network:
     """A model with its contract. `notes` say what a reader of its report must know."""
@@ -45,7 +48,7 @@ def find_network(
     checkpoint: str | None,
     options: dict[str, Any],
     num_classes: int | None,
-    data: str,
+    data: str | None,
     given: dict[str, Any],
     base: ClipSpec | None = None,
     progress: bool = False,
@@ -53,6 +56,8 @@ def find_network(
     """The network that `--model` and `--checkpoint` name; without either, the packaged checkpoint.
 
     Args:
+        data: Labelled videos, whose classes are counted where the weights and `num_classes` leave that open; None
+            takes Kinetics' 400.
         given: The command's remaining options; those of the ClipSpec are taken out.
         base: ClipSpec of a network without a checkpoint; the paper's by default.
 
@@ -65,7 +70,7 @@ def find_network(
     file = Path(checkpoint) if checkpoint is not None else packaged_checkpoint()
     if file.suffix in {".pt", ".pth", ".tar", ".bin"} or (name is not None and _plain_safetensors(file)):
         return _public(file, name, options, num_classes, data, given, progress)
-    return _trained(load_checkpoint(file), file, name, options, given)
+    return _trained(load_checkpoint(file), file, name, options, num_classes, given)
 
 
 def _plain_safetensors(file: Path) -> bool:
@@ -87,7 +92,12 @@ def require_torch() -> None:
 
 
 def _trained(
-    checkpoint: Checkpoint, file: Path, name: str | None, options: dict[str, Any], given: dict[str, Any]
+    checkpoint: Checkpoint,
+    file: Path,
+    name: str | None,
+    options: dict[str, Any],
+    num_classes: int | None,
+    given: dict[str, Any],
 ) -> Network:
     from edgeact.models import build_model
 
@@ -97,6 +107,8 @@ def _trained(
         raise CheckpointError(f"{file} names code of its own: allow it with --model {checkpoint.model}")
     if options:
         raise InputError(f"{file} fixes the model's options ({dict(checkpoint.options)}): leave --option out")
+    if num_classes is not None and num_classes != len(checkpoint.labels):
+        raise InputError(f"{file} tells {len(checkpoint.labels)} classes apart: leave --num-classes out")
     spec = make_spec(checkpoint.spec, given)
     model = build_model(checkpoint.model, num_classes=len(checkpoint.labels), options=checkpoint.options)
     load_weights_(model, checkpoint.state, source=str(file))
@@ -104,8 +116,8 @@ def _trained(
     return Network(model, checkpoint.model, checkpoint.options, spec, checkpoint.labels, checkpoint.training, changed)
 
 
-def _classes(data: str, num_classes: int | None, progress: bool) -> int:
-    if num_classes is not None:
+def _classes(data: str | None, num_classes: int | None, progress: bool) -> int | None:
+    if num_classes is not None or data is None:
         return num_classes
     return len(open_dataset(dataset_root(data, progress=progress), split="all").labels)
 
@@ -120,7 +132,7 @@ def _untrained(
     name: str,
     options: dict[str, Any],
     num_classes: int | None,
-    data: str,
+    data: str | None,
     given: dict[str, Any],
     base: ClipSpec | None,
     progress: bool,
@@ -130,7 +142,7 @@ def _untrained(
     spec = make_spec(base or _paper_spec(name), given)
     if ":" not in name:
         options = options_for_spec(name, spec) | options
-    model = build_model(name, num_classes=_classes(data, num_classes, progress), options=options)
+    model = build_model(name, num_classes=_classes(data, num_classes, progress) or _KINETICS, options=options)
     note = "no checkpoint was given: the weights are what the factory returns; accuracy is that of untrained weights"
     return Network(model, name, options, spec, None, {}, (note,))
 
@@ -140,7 +152,7 @@ def _public(
     name: str | None,
     options: dict[str, Any],
     num_classes: int | None,
-    data: str,
+    data: str | None,
     given: dict[str, Any],
     progress: bool,
 ) -> Network:
@@ -189,20 +201,20 @@ def _converted(
     name: str,
     options: dict[str, Any],
     weights: "PublicWeights",
-    num_classes: int,
+    num_classes: int | None,
     given: dict[str, Any],
 ) -> Network:
     from edgeact.models import build_model, options_for_spec
     from edgeact.models._public import load_public_
 
-    if num_classes != weights.num_classes:
+    if num_classes not in (None, weights.num_classes):
         raise CheckpointError(
             f"{file} tells {weights.num_classes} classes apart, {num_classes} were asked for (those of --data, or "
             "--num-classes): give --data whose labels are the checkpoint's classes, in its order"
         )
     spec = make_spec(weights.spec, given)
     options = options_for_spec(name, spec) | options
-    model = build_model(name, num_classes=num_classes, options=options)
+    model = build_model(name, num_classes=weights.num_classes, options=options)
     load_public_(model, weights)
     notes = [
         f"public weights from {weights.source}: the labels of the data are taken in the order of its classes",

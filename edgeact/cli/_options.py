@@ -43,7 +43,7 @@ gate_options = _apply(
         click.option("--min-agreement", type=float, metavar="SHARE", help="Lowest share of clips with the same top-1."),
         click.option("--max-drop", type=float, metavar="PT", help="Most top-1 points that may be lost."),
         click.option("--max-fallback", type=int, metavar="N", help="Most compute ops outside the fast kernels."),
-        click.option("--min-speedup", type=float, metavar="X", help="Lowest speed-up against PyTorch eager."),
+        click.option("--min-speedup", type=float, metavar="X", help="Lowest speed-up against PyTorch eager (export)."),
         click.option("--require-all", is_flag=True, default=None, help="What was not measured is a failure."),
     ]
 )

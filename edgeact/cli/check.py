@@ -23,30 +23,34 @@ _STYLES = {"native": "green", "lowered": "green", "falls back": "yellow", "canno
 @click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
-@click.option("--num-classes", type=click.IntRange(1), default=400, show_default=True, help="Of an untrained model.")
+@click.option("--backend", help="Of the target android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]")
+@click.option("--data", help="Labelled videos, to count the classes of an untrained model.")
+@click.option(
+    "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5."
+)
+@click.option("--num-classes", type=click.IntRange(1), help="Of an untrained model.  [default: 400, as Kinetics]")
 @click.option("--json", "as_json", is_flag=True, help="Print every layer as JSON.")
 @spec_options
-def command(target: str, form: str | None, options: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def command(target: str, form: str | None, backend: str | None, as_json: bool, **given: Any) -> int:
     """Say per layer whether a target takes it natively, after lowering, on a slow kernel, or not at all.
 
     Exits with 1 when a layer cannot run.
     """
     from edgeact.cli._model import find_network
-    from edgeact.evaluate import MOTION
     from edgeact.forecast import forecast
-    from edgeact.targets import check_form
+    from edgeact.targets import check_form, check_options
 
     check_form(target, form)
+    options = check_options(target, {} if backend is None else {"backend": backend})
     network = find_network(
         name=given.pop("model"),
         checkpoint=given.pop("checkpoint"),
-        options=parse_options(options),
+        options=parse_options(given.pop("model_options")),
         num_classes=given.pop("num_classes"),
-        data=MOTION,
+        data=given.pop("data"),
         given=given,
     )
-    found = forecast(network.model, target=target, spec=network.spec, form=form)
+    found = forecast(network.model, target=target, spec=network.spec, form=form, options=options)
     if as_json:
         click.echo(json.dumps(found.to_dict()))
     else:
@@ -76,8 +80,14 @@ def _print(found: "Forecast", model: str, console: "Console") -> None:
         said = layers[0].support
         console.print(Text.assemble((said, _STYLES[said]), f" {ops}: {reason}"), soft_wrap=True)
     total, fast = found.macs(), found.macs("native", "lowered")
-    verdict, style = ("✓ runs", "bold green") if found.runs else ("✗ cannot run", "bold red")
-    share = f"{fast / total:.2%} of {total / 1e9:.3f} GMACs on {found.target}'s fast kernels" if total else "no MACs"
+    if found.runs:
+        verdict, style = "✓ runs", "bold green"
+        share = (
+            f"{fast / total:.2%} of {total / 1e9:.3f} GMACs on {found.target}'s fast kernels" if total else "no MACs"
+        )
+    else:
+        verdict, style = "✗ cannot run", "bold red"
+        share = f"{sum(layer.support == 'cannot run' for layer in shown)} of {len(found.layers)} ops have no kernel"
     console.print(Text.assemble((verdict, style), f"  {model} → {found.target}, {found.form}: {share}"), soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import click
 
 from edgeact.cli._options import gate_options, make_gates, print_report
+from edgeact.errors import InputError
 
 __all__ = ["command"]
 
@@ -30,6 +31,10 @@ def command(
     from edgeact.bundle import open_bundle
     from edgeact.validate import stored_gates, validate
 
+    if given["min_speedup"] is not None:
+        raise InputError(
+            "--min-speedup compares with PyTorch, which validate does without: give it to `edgeact export`"
+        )
     opened = open_bundle(bundle)
     gates = make_gates(stored_gates(opened), given)
     on_corrupt: Literal["skip", "error"] = "skip" if skip_corrupt else "error"

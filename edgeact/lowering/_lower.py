@@ -91,6 +91,12 @@ def rewrite(
     return lo.e.finish(outputs if out_spec is None else tree_unflatten(outputs, out_spec)), tuple(examples)
 
 
+def _is_random(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if op is _aten.scaled_dot_product_attention.default:  # tagged as random for its dropout, which is the fifth
+        return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0))
+    return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
+
+
 def _is_quantize(op: Any) -> bool:
     return str(op).startswith("quantized_decomposed.")
 
@@ -107,7 +113,7 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
             return RULES[op](lo, *args, **kwargs)
         if op in _DROPOUT:
             raise ValueError("dropout in training mode: call .eval() before the export")
-        if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+        if _is_random(op, args, kwargs):
             raise ValueError("its values are random: an exported network must give the same logits for the same clip")
         timed = any_timed(args)
         if _is_quantize(op):

@@ -52,7 +52,8 @@ class Runner:
         try:
             self._compiled = ov.Core().compile_model(folder / "model.xml", "CPU", config)
         except RuntimeError as exc:
-            raise ToolchainError(f"OpenVINO cannot load {folder / 'model.xml'}: {str(exc).splitlines()[-1]}") from exc
+            reason = str(exc).strip().rpartition("\n")[2]
+            raise ToolchainError(f"OpenVINO cannot load {folder / 'model.xml'}: {reason}") from exc
         self._request = self._compiled.create_infer_request()
         self._shape = shape
         # The runtime reads the caller's clip and writes these logits: no copy in, one of K floats out.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -281,6 +282,9 @@ def test_a_checkpoint_of_another_model(
     assert f"{checkpoint} fixes the model's options ({{'width': 0.125}}): leave --option out" in refused(
         *arguments, checkpoint, "--option", "width=0.5"
     )
+    assert f"{checkpoint} tells 12 classes apart: leave --num-classes out" in refused(
+        *arguments, checkpoint, "--num-classes", "5"
+    )
     import dataclasses
 
     saved = edgeact.load_checkpoint(checkpoint)
@@ -328,7 +332,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "    layers = nn.Conv3d(3, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()\n"
         "    return nn.Sequential(*layers, nn.Linear(width, num_classes))\n\n\n"
         "def text(num_classes):\n    return 'a network'\n\n\nNUMBER = 3\n\n\n"
-        "def broken(num_classes):\n    raise RuntimeError('no weights here')\n"
+        "def broken(num_classes):\n    raise RuntimeError('no weights here')\n\n\n"
+        "class Returns(nn.Module):\n"
+        "    def __init__(self, num_classes, what):\n"
+        "        super().__init__()\n        self.net, self.what = pooled(num_classes), what\n\n"
+        "    def forward(self, clip):\n"
+        "        logits = self.net(clip)\n"
+        "        if self.what == 'data' and logits.sum() > 0:\n"
+        "            return -logits\n"
+        "        if self.what == 'error':\n            raise ValueError('first line\\nsecond line')\n"
+        "        found = {'tuple': (logits, logits), 'vector': logits[0], 'whole': logits.int(), 'data': logits}\n"
+        "        return found[self.what]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -361,6 +375,25 @@ def test_a_users_network(project: Path, videos: Path, run: Edgeact) -> None:
 def test_factories_that_cannot_be_used(name: str, message: str, project: Path, videos: Path, refused: Refused) -> None:
     assert message in refused("export", "--model", *name.split(), *SPEC, *QUICK, "--data", videos)
     assert not (project / "bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("error", r"the network fails on a clip .*: ValueError: first line \(.*cli_nets\.py:30\)"),
+        ("tuple", r"the network maps a clip .* to tuple: it must return float32 logits \[1, K\]"),
+        ("vector", r"to a float32 tensor of shape \(12,\): it must return"),
+        ("whole", r"to a int32 tensor of shape \(1, 12\): it must return"),
+        ("data", r"torch\.export cannot capture this network: .*cli_nets\.py:27\); its forward must not depend on"),
+    ],
+)
+def test_networks_that_return_no_logits(what: str, message: str, project: Path, videos: Path, refused: Refused) -> None:
+    network = ("--model", "cli_nets:Returns", "--option", f"what={what}", *SPEC)
+    assert re.search(message, refused("export", *network, *QUICK, "--data", videos))
+    assert re.search(message, refused("check", "--target", "android", *network, "--num-classes", "12"))
+    if what != "data":
+        assert re.search(message, refused("train", *network, *TRAIN, "--data", videos, "--out", project / "m.st"))
+    assert [file.name for file in project.iterdir() if file.suffix != ".py"] in ([], ["__pycache__"])
 
 
 # Bundles
@@ -437,7 +470,7 @@ def test_check_forecasts_a_target(run: Edgeact, tmp_path: Path, monkeypatch: pyt
     done = run("check", "--target", "litert", "--model", "transposed:build", *SPEC)
     assert done.status == 1
     assert "cannot run conv_transpose3d (1): aten.conv_transpose3d" in done.out
-    assert "✗ cannot run  transposed:build → litert" in done.out
+    assert "✗ cannot run  transposed:build → litert, unrolled: 1 of 8 ops have no kernel" in done.out
 
 
 def test_check_refuses_what_is_not_there(refused: Refused) -> None:
@@ -445,6 +478,18 @@ def test_check_refuses_what_is_not_there(refused: Refused) -> None:
     assert "unknown form of target 'litert' 'volumetric'" in refused(
         "check", "--target", "litert", "--form", "volumetric"
     )
+    assert "the forecast knows XNNPACK's rules alone" in refused("check", "--target", "android", "--backend", "vulkan")
+    assert "target 'litert' has no option 'backend'" in refused("check", "--target", "litert", "--backend", "xnnpack")
+
+
+def test_check_counts_the_classes(videos: Path, run: Edgeact) -> None:
+    def classes(*arguments: str | Path) -> int:
+        layers = json.loads(run("check", "--target", "openvino", *SPEC, "--json", *arguments).out)["layers"]
+        return int(layers[-1]["shape"][-1])
+
+    assert classes(*TINY) == 400
+    assert classes(*TINY, "--data", videos) == 12
+    assert classes() == 12
 
 
 def test_export_prints_its_report_and_missed_gates_exit_with_1(videos: Path, tmp_path: Path, run: Edgeact) -> None:
@@ -491,6 +536,22 @@ def test_validate(bundle: Path, tmp_path: Path, run: Edgeact) -> None:
     done = run(*arguments, "--min-sqnr", "149")
     assert done.status == 1
     assert f"bundle  {bundle}" in done.out
+    done = run(*arguments, "--min-speedup", "2")
+    assert (done.status, done.out) == (2, "")
+    assert "--min-speedup compares with PyTorch, which validate does without" in done.err
+
+
+def test_a_stored_gate_of_speed_is_not_forgotten(copy: Path, run: Edgeact) -> None:
+    from edgeact._manifest import manifest_digest
+
+    fields = json.loads((copy / "manifest.json").read_text())
+    fields["gates"]["min_speedup"] = 1.5
+    (copy / "manifest.json").write_text(json.dumps(fields | {"digest": manifest_digest(fields)}))
+    arguments = ("validate", copy, "--threads", "1", "--rounds", "1", "--quiet", "--json")
+    report = json.loads(run(*arguments).out)
+    assert any(note.startswith("the gate of 1.5x of PyTorch eager is not judged: ") for note in report["notes"])
+    report = json.loads(run(*arguments, "--require-all").out)
+    assert any(line.startswith("latency: speed-up not measured: PyTorch is not used") for line in report["failures"])
 
 
 def test_run_prints_windows_and_saves_the_labelled_video(
@@ -532,18 +593,20 @@ def test_run_refuses(
     assert "--save needs a video file, found '/dev/video0': record the camera first" in camera
     before = sorted(tmp_path.iterdir())
 
-    def last_line(*arguments: str | Path) -> str:
-        done = run("run", bundle, video, "--threads", "1", *arguments)
-        assert done.status == 2
-        assert done.err.count("\n") == 1
-        return done.err
+    def save(file: Path) -> str:  # nothing on stdout: it is refused before the video is classified
+        return refused("run", bundle, video, "--threads", "1", "--save", file)
 
-    assert f"error: --save {video} is the video itself: give another file" in last_line("--save", video)
+    assert f"error: --save {video} is the video itself: give another file" in save(Path(video))
+    assert f"error: --save {tmp_path} is a folder: give a file, such as {tmp_path / 'labelled.mp4'}" in save(tmp_path)
     missing = tmp_path / "no" / "out.mp4"
-    assert f"error: --save {missing}: the folder {missing.parent} does not exist" in last_line("--save", missing)
-    assert "FFmpeg writes no .xyz files" in last_line("--save", tmp_path / "out.xyz")
+    assert f"error: --save {missing}: the folder {missing.parent} does not exist" in save(missing)
+    assert "FFmpeg writes no .xyz files" in save(tmp_path / "out.xyz")
+    assert "cannot be encoded as libx264 in .gif" in save(tmp_path / "out.gif")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert f"the folder {tmp_path} cannot be written to" in save(tmp_path / "out.mp4")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert "drawing labels on a video needs pillow" in last_line("--save", tmp_path / "out.mp4")
+    assert "drawing labels on a video needs pillow" in save(tmp_path / "out.mp4")
     assert sorted(tmp_path.iterdir()) == before
     with pytest.raises(edgeact.InputError, match="top is 0: at least one label is given per window"):
         next(classify_video(edgeact.load(bundle, threads=1), video, hop=1, top=0))

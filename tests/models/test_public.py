@@ -292,7 +292,9 @@ Find = Callable[..., Network]
 
 @pytest.fixture
 def find(tmp_path: Path) -> Find:
-    def call(name: str | None, state: State, *, classes: int | None, data: str = "motion", **given: Any) -> Network:
+    def call(
+        name: str | None, state: State, *, classes: int | None, data: str | None = "motion", **given: Any
+    ) -> Network:
         torch.save({"state_dict": state, "epoch": 3}, tmp_path / "public.pth")
         options = given.pop("options", {})
         names = ("frames", "stride", "fps", "short_side", "crop", "mean", "std")
@@ -320,6 +322,8 @@ def test_the_command_line_takes_public_weights(find: Find) -> None:
     assert "ClipSpec differs" in network.notes[-1]
     untouched = find("ir_csn_26", state, classes=6)
     assert (untouched.spec.frames, len(untouched.notes)) == (32, 1)
+    counted = find("ir_csn_26", state, classes=None, data=None)
+    assert counted.model.eval()(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 6)
 
 
 def test_the_command_line_refuses_other_classes_and_other_weights(find: Find, videos: Path) -> None:
