@@ -196,9 +196,9 @@ def test_arrays_that_are_cut_short(bundle: Path) -> None:
     for damaged in (b"", whole[: len(whole) // 2], whole.replace(b"PK", b"KP")):
         reference.write_bytes(damaged)
         reseal(bundle)
-        with pytest.raises(BundleError, match="holds no reference outputs: .*; export the bundle again"):
+        with pytest.raises(BundleError, match=r"holds no reference outputs: .*; export the bundle again"):
             open_bundle(bundle).reference()
-    with pytest.raises(BundleError, match="is not a golden set: .*; export the bundle again"):
+    with pytest.raises(BundleError, match=r"is not a golden set: .*; export the bundle again"):
         open_bundle(bundle).golden()
 
 
@@ -259,7 +259,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "thesis.txt").write_text("years of work")
     with (
-        pytest.raises(InputError, match="is left alone, choose another --out or --name: .* holds no manifest"),
+        pytest.raises(InputError, match=r"is left alone, choose another --out or --name: .* holds no manifest"),
         create_bundle(tmp_path, "x"),
     ):
         pass

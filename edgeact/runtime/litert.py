@@ -53,7 +53,7 @@ class Runner:
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
         interpreter, distribution = _interpreter()
         self.threads = threads or os.cpu_count() or 1
-        self.version = importlib.metadata.version(distribution)
+        self.version = importlib.metadata.version(distribution) + f" ({distribution})"
         try:
             self._interpreter = interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
             self._interpreter.allocate_tensors()

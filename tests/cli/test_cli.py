@@ -433,6 +433,15 @@ def test_a_damaged_bundle_leaves_no_report(copy: Path, tmp_path: Path, refused: 
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_file_that_ends_early_is_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise EOFError("no data left")
+
+    monkeypatch.setattr("edgeact.runtime.load", load)
+    with pytest.raises(RuntimeError, match="a file ended early: no data left"):
+        main(["run", "bundle", "video.mp4"])
+
+
 # What works
 
 
