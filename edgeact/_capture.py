@@ -61,7 +61,7 @@ def check_network(model: "nn.Module", spec: ClipSpec) -> int:
     if isinstance(found, torch.Tensor):
         if found.dtype == torch.float32 and found.ndim == 2 and len(found) == 1 and found.shape[1] > 0:
             return int(found.shape[1])
-        what = f"a {str(found.dtype).removeprefix('torch.')} tensor of shape {tuple(found.shape)}"
+        what = f"a tensor of shape {tuple(found.shape)}, {str(found.dtype).removeprefix('torch.')}"
     raise InputError(
         f"the network maps a clip [B, C, T, H, W] of shape {tuple(clip.shape)} to {what}: it must return float32 "
         "logits [1, K], a score for each class and nothing else"

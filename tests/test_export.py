@@ -223,7 +223,7 @@ def test_what_is_asked_is_checked_before_anything_is_written(videos: Path, tiny_
     with pytest.raises(InputError, match="the model has 5 outputs, the data 12 classes"):
         export()
     model = nn.Flatten(0)
-    with pytest.raises(InputError, match=r"the model maps one clip to shape \(12288,\): it must return logits"):
+    with pytest.raises(InputError, match=r"to a tensor of shape \(12288,\), float32: it must return float32 logits"):
         export()
     assert not out.exists()
 

@@ -382,8 +382,8 @@ def test_factories_that_cannot_be_used(name: str, message: str, project: Path, v
     [
         ("error", r"the network fails on a clip .*: ValueError: first line \(.*cli_nets\.py:30\)"),
         ("tuple", r"the network maps a clip .* to tuple: it must return float32 logits \[1, K\]"),
-        ("vector", r"to a float32 tensor of shape \(12,\): it must return"),
-        ("whole", r"to a int32 tensor of shape \(1, 12\): it must return"),
+        ("vector", r"to a tensor of shape \(12,\), float32: it must return"),
+        ("whole", r"to a tensor of shape \(1, 12\), int32: it must return"),
         ("data", r"torch\.export cannot capture this network: .*cli_nets\.py:27\); its forward must not depend on"),
     ],
 )
