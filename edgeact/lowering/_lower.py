@@ -9,7 +9,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeact.errors import InputError, LoweringError, UnknownNameError
-from edgeact.lowering import convolution, frames, movement, pointwise, pooling, reduction
+from edgeact.lowering import convolution, frames, movement, normalization, pointwise, pooling, reduction
 from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
 from edgeact.lowering._prepare import prepare, quiet
 from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["lower", "rewrite"]
 
 _aten = torch.ops.aten
-_RULE_FILES = (convolution, frames, movement, pointwise, pooling, reduction)  # importing them fills RULES
+_RULE_FILES = (
+    convolution,
+    frames,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    reduction,
+)  # importing them fills RULES
 # What is computed on 5-D tensors alone and has no rule: without one it would reach a runtime that cannot run it.
 _VOLUMETRIC = re.compile(r"(3d|^aten\.(convolution|conv_transpose3d|native_batch_norm|col2im|im2col))\b|pool3d")
 # What torch's decompositions leave of dropout and of dropout3d in training mode; in inference they leave nothing.

@@ -235,6 +235,42 @@ def unbind(lo: Lowering, x: Any, dim: int = 0) -> list[Any]:
     return [select(lo, x, dim, place) for place in range(_shape(x)[dim])]
 
 
+@rule(_aten.full_like.default)
+def full_like(lo: Lowering, x: Any, value: float, **_: Any) -> torch.Tensor:
+    """A constant of the shape of `x`."""
+    assert lo.e.source is not None
+    return torch.full(_shape(x), value, dtype=lo.e.source.meta["val"].dtype)
+
+
+@rule(_aten.copy.default)
+def copy(lo: Lowering, x: Any, source: Any, *_: Any) -> Any:
+    """What `x[...] = source` writes: `source`, broadcast to `x`."""
+    return source if _shape(source) == _shape(x) else expand(lo, source, _shape(x))
+
+
+@rule(_aten.slice_scatter.default)
+def slice_scatter(
+    lo: Lowering, x: Any, source: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
+    """`x[:, start:end] = source`, as in a temporal shift: what stands before, `source`, and what stands after."""
+    dim %= rank_of(x)
+    length = _shape(x)[dim]
+    first, last, _ = slice(start, end).indices(length)
+    if step != 1:
+        raise ValueError(f"writing to every {step}th place of a slice")
+    if last <= first:
+        return x
+    before = [slice_(lo, x, dim, 0, first)] if first else []
+    after = [slice_(lo, x, dim, last, length)] if last < length else []
+    return cat(lo, [*before, source, *after], dim)
+
+
+@rule(_aten.select_scatter.default)
+def select_scatter(lo: Lowering, x: Any, source: Any, dim: int, index: int) -> Any:
+    """`x[:, index] = source`."""
+    return slice_scatter(lo, x, unsqueeze(lo, source, dim), dim, index, index + 1 or None)
+
+
 @rule(_aten.constant_pad_nd.default)
 def pad(lo: Lowering, x: Any, sizes: Sequence[int], value: float = 0.0) -> Any:
     """Pad with a constant (negative sizes cut): pairs count from the last dimension, as in `F.pad`."""

@@ -1,4 +1,4 @@
-"""Ops that treat every position alike: activations, sums and products with broadcasting, BatchNorm, quantize nodes.
+"""Ops that treat every position alike: activations, sums and products with broadcasting, quantize nodes.
 
 [1, C, T, H, W]  *  [1, C, 1, 1, 1]        squeeze-excitation: the second operand has one frame for all
 [1, C, T, H, W]  +  [C, 1, 1, 1]           a constant loses its axis of time and is one for all frames
@@ -14,7 +14,7 @@ from edgeact.lowering._emitter import shape_of
 from edgeact.lowering._rules import Lowering, rank_of, rule
 from edgeact.lowering._timed import Timed, filled, map_chunks
 
-__all__ = ["batch_norm", "pointwise"]
+__all__ = ["binary", "pointwise"]
 
 _aten = torch.ops.aten
 
@@ -66,23 +66,20 @@ def _aligned(lo: Lowering, value: Any, rank: int, axis: int, frames: int, out: t
     return fitted * frames if lo.form == "unrolled" and len(fitted) == 1 else fitted
 
 
-@rule(_aten._native_batch_norm_legit_no_training.default)
-def batch_norm(
-    lo: Lowering, x: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
-) -> list[Any]:
-    """BatchNorm in inference where it follows no convolution: one multiply and one add per channel.
-
-    y = x * s + (beta - mu * s)        s = gamma / sqrt(var + eps)          (Ioffe and Szegedy 2015, section 3.1)
-    """
-    scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (-1, *(1,) * (rank_of(x) - 2))
-    scaled = _binary(lo, _aten.mul.Tensor, x, scale.view(shape))
-    return [_binary(lo, _aten.add.Tensor, scaled, shift.view(shape)), None, None]
-
-
-def _binary(lo: Lowering, op: Any, a: Any, b: Any) -> Any:
+def binary(lo: Lowering, op: Any, a: Any, b: Any) -> Any:
+    """`op(a, b)`, Timed or whole."""
     return pointwise(lo, op, (a, b), {}) if isinstance(a, Timed) else lo.e(op, a, b)
+
+
+@rule(_aten._prelu_kernel.default)
+def prelu(lo: Lowering, x: Any, weight: Any) -> Any:
+    """relu(x) - a * relu(-x): torch's own `where(x > 0, x, a * x)` falls back on mobile runtimes (He et al. 2015)."""
+
+    def unary(op: Any, value: Any) -> Any:
+        return pointwise(lo, op, (value,), {}) if isinstance(value, Timed) else lo.e(op, value)
+
+    rest = binary(lo, _aten.mul.Tensor, unary(_aten.relu.default, unary(_aten.neg.default, x)), weight)
+    return binary(lo, _aten.sub.Tensor, unary(_aten.relu.default, x), rest)
 
 
 @rule(_aten.clone.default, _aten.contiguous.default, _aten.detach.default, _aten.alias.default)

@@ -28,6 +28,22 @@ class Op(nn.Module):
         return self.op(self, self.conv(x))
 
 
+def write(x, places, value):
+    x = x.clone()
+    x[places] = value
+    return x * 2
+
+
+def temporal_shift(module, x):
+    """A quarter of the channels from the next frame, a quarter from the one before (Lin et al. 2019)."""
+    x = x.transpose(1, 2)
+    shifted = torch.zeros_like(x)
+    shifted[:, :-1, :1] = x[:, 1:, :1]
+    shifted[:, 1:, 1:2] = x[:, :-1, 1:2]
+    shifted[:, :, 2:] = x[:, :, 2:]
+    return module.conv2d(shifted.flatten(0, 1))
+
+
 OPS = {
     "relu": lambda m, x: functional.relu(x),
     "relu6": lambda m, x: functional.relu6(x * 4),
@@ -42,6 +58,16 @@ OPS = {
     "elu": lambda m, x: functional.elu(x),
     "prelu": lambda m, x: functional.prelu(x, m.scale.flatten()),
     "softplus": lambda m, x: functional.softplus(x),
+    "group_norm": lambda m, x: functional.group_norm(x, 2, m.scale.flatten(), m.scale.flatten()),
+    "group_norm of frames": lambda m, x: functional.group_norm(x[0].transpose(0, 1), 2),
+    "group_norm of one group": lambda m, x: functional.group_norm(x.clone(), 1, None, m.scale.flatten()),
+    "instance_norm": lambda m, x: functional.instance_norm(x, weight=m.scale.flatten()),
+    "group_norm of a clip's features": lambda m, x: functional.group_norm(x.mean((2, 3, 4)), 2),
+    "temporal shift": temporal_shift,
+    "write a number": lambda m, x: write(x, (slice(None), slice(1, 3)), 2.0),
+    "write a frame": lambda m, x: write(x, (slice(None), slice(None), -1), x[:, :, 0] * 2),
+    "write a channel": lambda m, x: write(x, (0, 1), x[0, 2]),
+    "write into zeros": lambda m, x: write(torch.zeros_like(x), (slice(None), slice(None), slice(1, -1)), x[:, :, :3]),
     "where": lambda m, x: torch.where(x > 0, x, x * 2),
     "relu_ in place": lambda m, x: x.clone().relu_(),
     "add": lambda m, x: x + x.sigmoid(),
@@ -148,6 +174,11 @@ def per_channel(module, x):
         (lambda m, x: x[1:], r"the batch of 1 cannot give the places \[\]"),
         (lambda m, x: x[[0, 0]], r"the batch of 1 cannot give the places \[0, 0\]"),
         (per_channel, "activations quantized per channel"),
+        (lambda m, x: write(x, (slice(None), slice(None, None, 2)), 1.0), "writing to every 2th place of a slice"),
+        (
+            lambda m, x: functional.batch_norm(x[0].transpose(0, 1), None, None, training=True),
+            "a norm by the statistics of a batch: an edge graph has a batch of 1",
+        ),
     ],
 )
 def test_what_an_op_refuses(op, message):
