@@ -2,7 +2,8 @@
 
 Neither has 3-D kernels: a stock 3-D network fails when it is loaded (`aten::max_pool3d_with_indices.out`) or run (5-D
 convolution), so time is lowered. The unrolled form goes to either as one delegate; the cast of the uint8 clip is
-outside, since neither has one. fp16 computes in float16 throughout: logits alone are cast back. `placement.json` lists
+outside, since neither has one. fp16 computes in float16 throughout: logits alone are cast back; ExecuTorch keeps the
+weights of convolutions in float32 (op_conv2d.py, force_fp32), so the file is not smaller. `placement.json` lists
 what was delegated and what was not, as read from the program.
 """
 
