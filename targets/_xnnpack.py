@@ -15,7 +15,7 @@ _assert_tensor_metadata _to_copy alias cat clone constant_pad_nd contiguous deta
 index index_select permute reshape select slice split split_with_sizes squeeze stack t transpose unsqueeze view
 """
 _COMPUTE = """
-abs adaptive_avg_pool2d add addmm avg_pool2d baddbmm bmm ceil clamp conv2d div exp floor gelu hardsigmoid hardswish
+abs add addmm avg_pool2d baddbmm bmm ceil clamp conv2d div exp floor gelu hardsigmoid hardswish
 hardtanh leaky_relu linear log matmul max_pool2d maximum mean minimum mm mul neg pow relu relu6 rsqrt
 scaled_dot_product_attention sigmoid silu softmax sqrt sub tanh
 """
@@ -55,6 +55,8 @@ def _condition(name: str, node: fx.Node) -> str | None:
     if name == "mean":
         dims = sorted(dim % rank for dim in args[1]) if len(args) > 1 and args[1] else []
         return None if (rank, dims) == (4, [2, 3]) and args[2:3] == (True,) else "a mean is over height and width alone"
+    if name == "pow" and args[1:2] != (2,):
+        return "a power is a square alone"
     if name == "softmax" and args[1] % rank != rank - 1:
         return "softmax is over the last dimension alone"
     if name == "avg_pool2d" and (any(args[4:5]) or (any(args[3:4] and args[3]) and (len(args) < 6 or args[5]))):

@@ -116,3 +116,14 @@ def test_a_target_or_form_that_is_not_there(tiny_spec: ClipSpec) -> None:
         forecast(Mixed(), target="andriod", spec=tiny_spec)
     with pytest.raises(UnknownNameError, match="unknown form of target 'android' 'volumetric'"):
         forecast(Mixed(), target="android", spec=tiny_spec, form="volumetric")
+
+
+def test_powers_and_uneven_bins_fall_back(tiny_spec: ClipSpec) -> None:
+    class Powers(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            x = functional.adaptive_avg_pool3d(clip**2, (4, 16, 16))  # 32 pixels into 16 equal bins
+            return (functional.adaptive_avg_pool3d(x, (1, 5, 5)) ** 3).mean((2, 3, 4))
+
+    found = forecast(Powers(), target="android", spec=tiny_spec)
+    behind = [(layer.op, layer.shape) for layer in found.layers if layer.support == "falls back"]
+    assert behind == [("adaptive_avg_pool3d", (1, 3, 1, 5, 5)), ("pow", (1, 3, 1, 5, 5))]

@@ -130,8 +130,9 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
             return pointwise.pointwise(lo, op, args, kwargs)
         if not timed and not _VOLUMETRIC.search(str(op)):
             return lo.e(op, *args, **kwargs)
-    except ValueError as exc:  # a rule that cannot serve these arguments says why
-        raise LoweringError(f"{_where(node)}: {exc}") from exc
+    except Exception as exc:  # a rule that cannot serve these arguments says why; torch, in errors of many classes
+        reason = str(exc).strip().partition("\n")[0]
+        raise LoweringError(f"{_where(node)}: {reason or type(exc).__name__}") from exc
     supported = ", ".join(sorted({str(known).removeprefix("aten.").partition(".")[0] for known in RULES}))
     raise LoweringError(
         f"{_where(node)}: there is no rule for this op on a tensor with time; supported are all pointwise ops and: "

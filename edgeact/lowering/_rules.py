@@ -61,6 +61,17 @@ class Lowering:
         """`value` with its time on `axis`."""
         return move(self.e, value, axis) if isinstance(value, Timed) else split(self.e, value, axis, self.form)
 
+    def volume(self, value: Any) -> Timed:
+        """`value` as `[1, C, T, H, W]` with its time on axis 2.
+
+        Raises:
+            ValueError: It has other dimensions, or another batch.
+        """
+        shape = value.shape if isinstance(value, Timed) else shape_of(value)
+        if len(shape) != 5 or shape[0] != 1:
+            raise ValueError(f"a tensor of shape {tuple(shape)}: volumes are [1, C, T, H, W] here, with a batch of 1")
+        return self.timed(value, 2)
+
     def whole(self, value: Any) -> Any:
         """`value` as one tensor."""
         return join(self.e, value) if isinstance(value, Timed) else value

@@ -19,10 +19,12 @@ stands on one tap of every frame.
 from typing import Any
 
 import torch
+from torch import fx
 
 from edgeact.lowering._emitter import Emitter, QuantizedConstant
 from edgeact.lowering._rules import Conv, Lowering, rule
 from edgeact.lowering._timed import Timed, gather
+from edgeact.lowering.movement import pad
 
 __all__ = ["conv3d"]
 
@@ -58,8 +60,10 @@ def conv3d(
     groups: int = 1,
 ) -> Timed:
     """Conv3d of any kernel, stride, padding, dilation and groups; the input is `[1, C, T, H, W]`."""
+    if isinstance(weight, fx.Node):
+        raise ValueError("its kernel is computed: 2-D kernels are cut from a constant one")
     stride, padding, dilation = _triple(stride), _triple(padding), _triple(dilation)
-    x = lo.timed(x, 2)
+    x = lo.volume(x)
     out, kernel = weight.shape[0], tuple(weight.shape[2:])
     frames = (x.frames + 2 * padding[0] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
     conv = Conv(
@@ -128,3 +132,23 @@ class _Writer:
             self._kernels[key] = _cut(self.weight, taps)
         stride, padding, dilation, groups = self.geometry
         return self.e(_aten.conv2d.default, x, self._kernels[key], bias, stride, padding, dilation, groups)
+
+
+@rule(_aten.conv3d.padding)
+def conv3d_by_name(
+    lo: Lowering,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: str = "valid",
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Timed:
+    """Conv3d with padding "valid" (none) or "same"; where a side is odd, the larger part comes after, as in torch."""
+    sides = [d * (k - 1) if padding == "same" else 0 for d, k in zip(_triple(dilation), weight.shape[2:], strict=True)]
+    if any(side % 2 for side in sides):
+        x = pad(lo, x, [size for side in reversed(sides) for size in (side // 2, side - side // 2)])
+        sides = [0, 0, 0]
+    y: Timed = conv3d(lo, x, weight, bias, stride, [side // 2 for side in sides], dilation, groups)
+    return y

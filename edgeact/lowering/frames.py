@@ -21,7 +21,13 @@ _POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
 
 
 @rule(
-    *(_aten.conv2d.default, _aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default),
+    *(
+        _aten.conv2d.default,
+        _aten.conv2d.padding,
+        _aten.max_pool2d.default,
+        _aten.avg_pool2d.default,
+        _aten.adaptive_avg_pool2d.default,
+    ),
     *(_aten.upsample_nearest2d.vec, _aten.upsample_bilinear2d.vec, _aten.pixel_shuffle.default),
     *(_aten.conv_transpose2d.input, _aten.replication_pad2d.default, _aten.reflection_pad2d.default),
 )

@@ -125,7 +125,7 @@ def slice_(lo: Lowering, x: Any, dim: int = 0, start: int | None = None, end: in
 
 def _take(lo: Lowering, x: Timed, dim: int, chosen: list[int], op: Any) -> Any:
     """The places `chosen` of dimension `dim`: frames, or by `op(chunk, chunk_dim)` in every chunk."""
-    if len(chosen) == x.shape[dim] and chosen == sorted(chosen):
+    if chosen == list(range(x.shape[dim])):
         return x
     if dim == x.axis:
         return gather(lo.e, x, chosen)
@@ -299,7 +299,7 @@ def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
 @rule(_aten.replication_pad3d.default)
 def replication_pad3d(lo: Lowering, x: Any, sizes: Sequence[int]) -> Timed:
     """Pad with the nearest frame and pixel."""
-    x = lo.timed(x, 2)
+    x = lo.volume(x)
     x = gather(lo.e, x, [min(max(t, 0), x.frames - 1) for t in range(-sizes[4], x.frames + sizes[5])])
     shape = [*x.shape[:3], x.shape[3] + sizes[2] + sizes[3], x.shape[4] + sizes[0] + sizes[1]]
     return map_chunks(lo.e, x, lambda c: lo.e(_aten.replication_pad2d.default, c, list(sizes[:4])), shape)

@@ -60,7 +60,7 @@ def max_pool3d(
     """MaxPool3d of `[1, C, T, H, W]`; padding is minus infinity, so a window holds the frames that are there."""
     kernel, padding, dilation = _triple(kernel), _triple(padding), _triple(dilation)
     stride = _triple(stride) if stride else kernel
-    x = filled(lo.e, lo.timed(x, 2))
+    x = filled(lo.e, lo.volume(x))
     hw = [list(triple[1:]) for triple in (kernel, stride, padding, dilation)]
     if hw != [[1, 1], [1, 1], [0, 0], [1, 1]]:
         ceil = ceil_mode and _ceil_matters(x.shape[3:], hw)
@@ -88,7 +88,7 @@ def avg_pool3d(
     """AvgPool3d of `[1, C, T, H, W]`: the divisor is a product of one factor per dimension, or given."""
     kernel, padding = _triple(kernel), _triple(padding)
     stride = _triple(stride) if stride else kernel
-    x = lo.timed(x, 2)
+    x = lo.volume(x)
     hw = [list(triple[1:]) for triple in (kernel, stride, padding)]
     flat_divisor = None if divisor_override is None else 1
     if hw != [[1, 1], [1, 1], [0, 0]]:
@@ -138,7 +138,7 @@ def _asked(x: Timed, size: Any) -> tuple[int, ...]:
 @rule(_aten.adaptive_avg_pool3d.default)
 def adaptive_avg_pool3d(lo: Lowering, x: Any, size: Any) -> Timed:
     """AdaptiveAvgPool3d of `[1, C, T, H, W]`; time first, so that one frame is left to average over its pixels."""
-    x = lo.timed(x, 2)
+    x = lo.volume(x)
     frames, height, width = _asked(x, size)
     windows = _bins(x.frames, frames)
     mean = _mean_over_time(lo, x, windows, [len(window) for window in windows])
@@ -146,13 +146,16 @@ def adaptive_avg_pool3d(lo: Lowering, x: Any, size: Any) -> Timed:
         return mean
     if (height, width) == (1, 1):
         return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.mean.dim, chunk, [2, 3], True)))
+    if mean.shape[3] % height == 0 and mean.shape[4] % width == 0:  # equal bins: what every backend takes
+        bin_ = [mean.shape[3] // height, mean.shape[4] // width]
+        return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.avg_pool2d.default, chunk, bin_, bin_)))
     return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.adaptive_avg_pool2d.default, chunk, [height, width])))
 
 
 @rule(_aten.adaptive_max_pool3d.default)
 def adaptive_max_pool3d(lo: Lowering, x: Any, size: Any) -> list[Any]:
     """AdaptiveMaxPool3d of `[1, C, T, H, W]`, without the indices."""
-    x = filled(lo.e, lo.timed(x, 2))
+    x = filled(lo.e, lo.volume(x))
     frames, height, width = _asked(x, size)
     x = _over_time(lo, x, _bins(x.frames, frames), _aten.maximum.default)
     pooled = map_chunks(lo.e, x, lambda chunk: lo.e(_aten.adaptive_max_pool2d.default, chunk, [height, width])[0])

@@ -64,6 +64,14 @@ OPS = {
     "instance_norm": lambda m, x: functional.instance_norm(x, weight=m.scale.flatten()),
     "group_norm of a clip's features": lambda m, x: functional.group_norm(x.mean((2, 3, 4)), 2),
     "temporal shift": temporal_shift,
+    "a frame twice": lambda m, x: x[:, :, [0, 0, 1, 2, 3]] - x,
+    "frames twice by index_select": lambda m, x: torch.index_select(x, 2, torch.tensor([0, 0, 2, 2, 4])),
+    "a channel four times": lambda m, x: x[:, [0, 0, 0, 0]],
+    "conv3d same": lambda m, x: functional.conv3d(x, torch.ones(2, 4, 3, 2, 3), padding="same"),
+    "conv3d same, odd in time": lambda m, x: functional.conv3d(x, torch.ones(2, 4, 2, 3, 3), padding="same"),
+    "conv3d valid": lambda m, x: functional.conv3d(x, torch.ones(2, 4, 3, 3, 3), padding="valid", stride=2),
+    "conv2d same": lambda m, x: functional.conv2d(x[0].transpose(0, 1), torch.ones(2, 4, 4, 4), padding="same"),
+    "adaptive_avg_pool3d in equal bins": lambda m, x: functional.adaptive_avg_pool3d(x, (2, 3, 2)),
     "write a number": lambda m, x: write(x, (slice(None), slice(1, 3)), 2.0),
     "write a frame": lambda m, x: write(x, (slice(None), slice(None), -1), x[:, :, 0] * 2),
     "write a channel": lambda m, x: write(x, (0, 1), x[0, 2]),
@@ -147,6 +155,7 @@ OPS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", OPS)
 def test_op(name):
     assert_lowers(Op(OPS[name]), (1, 3, 5, 6, 6))
@@ -174,6 +183,13 @@ def per_channel(module, x):
         (lambda m, x: x[1:], r"the batch of 1 cannot give the places \[\]"),
         (lambda m, x: x[[0, 0]], r"the batch of 1 cannot give the places \[0, 0\]"),
         (per_channel, "activations quantized per channel"),
+        (lambda m, x: functional.max_pool3d(x[0], 2), r"a tensor of shape \(4, 5, 6, 6\): volumes are"),
+        (lambda m, x: functional.conv3d(x[0], torch.ones(2, 4, 1, 1, 1)), r"a tensor of shape \(4, 5, 6, 6\): volumes"),
+        (lambda m, x: m.conv(torch.cat([x[:, :3], x[:, 1:]])), r"a tensor of shape \(2, 3, 5, 6, 6\): volumes are"),
+        (
+            lambda m, x: functional.conv3d(x, x.mean((2, 3, 4)).view(1, 4, 1, 1, 1)),
+            "its kernel is computed: 2-D kernels are cut from a constant one",
+        ),
         (lambda m, x: write(x, (slice(None), slice(None, None, 2)), 1.0), "writing to every 2th place of a slice"),
         (
             lambda m, x: functional.batch_norm(x[0].transpose(0, 1), None, None, training=True),
