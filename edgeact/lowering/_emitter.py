@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 
-__all__ = ["Emitter", "QuantizedConstant", "shape_of"]
+__all__ = ["Emitter", "QuantizedConstant", "dtype_of", "shape_of"]
 
 _aten = torch.ops.aten
 _ARITHMETIC = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
@@ -43,10 +43,18 @@ class QuantizedConstant:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """Shape of a node or constant; `()` of a number."""
+    """Shape of a node, constant or `Timed`; `()` of a number."""
     if isinstance(value, fx.Node):
         return tuple(value.meta["val"].shape)
     return tuple(getattr(value, "shape", ()))
+
+
+def dtype_of(value: Any) -> torch.dtype:
+    """Element type of a node or constant; what a quantized constant is dequantized to is float32."""
+    if isinstance(value, fx.Node):
+        dtype: torch.dtype = value.meta["val"].dtype
+        return dtype
+    return getattr(value, "dtype", torch.float32)
 
 
 def _is_run_time(value: Any) -> bool:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import fx
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeact.errors import InputError, LoweringError, UnknownNameError
-from edgeact.lowering import convolution, frames, movement, normalization, pointwise, pooling, reduction
+from edgeact.lowering import convolution, frames, movement, normalization, pointwise, pooling, reduction, resize, writes
 from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
 from edgeact.lowering._prepare import prepare, quiet
 from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
@@ -29,6 +30,8 @@ _RULE_FILES = (
     pointwise,
     pooling,
     reduction,
+    resize,
+    writes,
 )  # importing them fills RULES
 # What is computed on 5-D tensors alone and has no rule: without one it would reach a runtime that cannot run it.
 _VOLUMETRIC = re.compile(r"(3d|^aten\.(convolution|conv_transpose3d|native_batch_norm|col2im|im2col))\b|pool3d")
@@ -55,19 +58,24 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
     """
     if form not in get_args(Form):
         raise UnknownNameError("form", form, get_args(Form))
-    lowered, examples = rewrite(prepare(program), form, taps, program.call_spec.out_spec)
+    lowered, examples = rewrite(prepare(program), form, taps)
+    forward = program.module_call_graph[0].signature
+    assert forward is not None
+    assert forward.forward_arg_names is not None
+    lowered.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(forward.forward_arg_names, forward.in_spec, forward.out_spec)))
+    lowered.recompile()
+    args, kwargs = tree_unflatten(examples, forward.in_spec)
     with quiet(), torch.no_grad():
-        return torch.export.export(lowered, examples)
+        return torch.export.export(lowered, args, kwargs)
 
 
 def rewrite(
     graph: fx.GraphModule,
     form: Form,
     taps: TapsRule = default_taps,
-    out_spec: Any = None,
     refused: dict[fx.Node, str] | None = None,
 ) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
-    """The 2-D module of a prepared `graph`, its outputs in the structure `out_spec`, and inputs to export it with.
+    """The 2-D module of a prepared `graph`, from a list of inputs to a list of outputs, and inputs to export it with.
 
     Every node of it names the node of `graph` that it comes from in `meta["source"]`. Where `refused` is given, an op
     that cannot be lowered is kept as it is and noted there with the reason, instead of raising.
@@ -85,7 +93,9 @@ def rewrite(
         elif node.op == "get_attr":
             values[node] = _attribute(graph, str(node.target))
         elif node.op == "output":
-            outputs = [lo.whole(values[leaf]) for leaf in tree_leaves(node.args[0])]
+            outputs = [
+                lo.whole(values[leaf]) if isinstance(leaf, fx.Node) else leaf for leaf in tree_leaves(node.args[0])
+            ]
         else:
             try:
                 values[node] = _lower_node(lo, node, values)
@@ -96,13 +106,7 @@ def rewrite(
                 values[node] = _kept(lo, node, values)
         if node in cuts:
             values[node] = lo.timed(values[node], cuts[node])
-    return lo.e.finish(outputs if out_spec is None else tree_unflatten(outputs, out_spec)), tuple(examples)
-
-
-def _is_random(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if op is _aten.scaled_dot_product_attention.default:  # tagged as random for its dropout, which is the fifth
-        return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0))
-    return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
+    return lo.e.finish(outputs), tuple(examples)
 
 
 def _is_quantize(op: Any) -> bool:
@@ -114,14 +118,17 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     both: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     args, kwargs = both
     if getattr(op, "__name__", "") == "getitem":
-        return args[0][args[1]]
+        item = args[0][args[1]]
+        if item is None and node.users:
+            raise LoweringError(f"{_where(node)}: of {node.args[0]} the values alone are computed, not their indices")
+        return item
     lo.op, lo.e.source = op, node
     try:
         if op in RULES:
             return RULES[op](lo, *args, **kwargs)
         if op in _DROPOUT:
             raise ValueError("dropout in training mode: call .eval() before the export")
-        if _is_random(op, args, kwargs):
+        if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
             raise ValueError("its values are random: an exported network must give the same logits for the same clip")
         timed = any_timed(args)
         if _is_quantize(op):
@@ -133,7 +140,8 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     except Exception as exc:  # a rule that cannot serve these arguments says why; torch, in errors of many classes
         reason = str(exc).strip().partition("\n")[0]
         raise LoweringError(f"{_where(node)}: {reason or type(exc).__name__}") from exc
-    supported = ", ".join(sorted({str(known).removeprefix("aten.").partition(".")[0] for known in RULES}))
+    names = {str(known).removeprefix("aten.").partition(".")[0] for known in RULES}
+    supported = ", ".join(sorted(name for name in names if not name.startswith("_")))
     raise LoweringError(
         f"{_where(node)}: there is no rule for this op on a tensor with time; supported are all pointwise ops and: "
         f"{supported}"

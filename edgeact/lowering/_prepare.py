@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch._decomp import decomposition_table
 
 from edgeact.lowering._rules import RULES, is_pointwise
 from edgeact.quantize import fold_batch_norm
@@ -35,8 +36,8 @@ def prepare(program: "ExportedProgram") -> fx.GraphModule:
 def _table() -> Any:
     """Torch's decompositions, less those of ops with rules, or kept whole for backends or for a refusal's words."""
     table: Any = torch.export.default_decompositions()
-    refused = (_aten.conv_transpose3d.input, _aten.upsample_trilinear3d.vec, _aten.upsample_nearest3d.vec)
-    for op in [*RULES, *_pointwise(), _aten.scaled_dot_product_attention.default, *refused]:
+    table[_aten.linalg_vector_norm.default] = decomposition_table[_aten.linalg_vector_norm.default]
+    for op in [*RULES, *_pointwise(), _aten.conv_transpose3d.input]:
         table.pop(op, None)
     return table
 

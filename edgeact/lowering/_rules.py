@@ -1,7 +1,7 @@
 """The table of rules: which function lowers which ATen op, and what a rule gets to work with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -57,6 +57,10 @@ class Lowering:
     taps: TapsRule = default_taps
     op: Any = None  # the op that is being lowered, for a rule that serves several
 
+    def using(self, op: Any) -> "Lowering":
+        """For a rule that lowers its op by another rule."""
+        return replace(self, op=op)
+
     def timed(self, value: Any, axis: int) -> Timed:
         """`value` with its time on `axis`."""
         return move(self.e, value, axis) if isinstance(value, Timed) else split(self.e, value, axis, self.form)
@@ -67,7 +71,7 @@ class Lowering:
         Raises:
             ValueError: It has other dimensions, or another batch.
         """
-        shape = value.shape if isinstance(value, Timed) else shape_of(value)
+        shape = shape_of(value)
         if len(shape) != 5 or shape[0] != 1:
             raise ValueError(f"a tensor of shape {tuple(shape)}: volumes are [1, C, T, H, W] here, with a batch of 1")
         return self.timed(value, 2)
@@ -112,4 +116,4 @@ def any_timed(values: Any) -> bool:
 
 def rank_of(value: Any) -> int:
     """Number of dimensions."""
-    return len(value.shape) if isinstance(value, Timed) else len(shape_of(value))
+    return len(shape_of(value))

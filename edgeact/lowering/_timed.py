@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from edgeact.lowering._emitter import Emitter, shape_of
+from edgeact.lowering._emitter import Emitter, dtype_of, shape_of
 
 __all__ = ["Form", "Timed", "filled", "gather", "join", "map_chunks", "move", "relabel", "split"]
 
@@ -42,6 +42,11 @@ class Timed:
     def frames(self) -> int:
         """T."""
         return self.shape[self.axis]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type."""
+        return next((dtype_of(chunk) for chunk in self.chunks if chunk is not None), torch.float32)
 
     @property
     def rest(self) -> list[int]:
@@ -92,7 +97,7 @@ def filled(e: Emitter, x: Timed) -> Timed:
     """`x` with its absent frames as zeros, for the ops that cannot leave them out."""
     if all(chunk is not None for chunk in x.chunks):
         return x
-    zeros = torch.zeros((1, *x.frame_shape))
+    zeros = torch.zeros((1, *x.frame_shape), dtype=x.dtype)
     return replace(x, chunks=tuple(zeros if chunk is None else chunk for chunk in x.chunks))
 
 
@@ -120,7 +125,7 @@ def gather(e: Emitter, x: Timed, frames: Sequence[int | None]) -> Timed:
     if x.form == "unrolled":
         chunks = tuple(None if t is None else x.chunks[t] for t in frames)
     else:
-        chunks = (e.cat(_runs(e, x, frames), 0),)
+        chunks = (e.cat(_runs(e, x, frames), 0) if frames else torch.zeros((0, *x.frame_shape), dtype=x.dtype),)
     return replace(x, chunks=chunks, shape=shape)
 
 
@@ -134,7 +139,7 @@ def _runs(e: Emitter, x: Timed, frames: Sequence[int | None]) -> list[Any]:
         if first is None:
             while end < len(frames) and frames[end] is None:
                 end += 1
-            runs.append(torch.zeros((end - i, *x.frame_shape)))
+            runs.append(torch.zeros((end - i, *x.frame_shape), dtype=x.dtype))
         else:
             second = frames[end] if end < len(frames) else None
             step = second - first if second is not None and second > first else 1

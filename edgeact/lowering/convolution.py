@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from edgeact.lowering._emitter import Emitter, QuantizedConstant
+from edgeact.lowering._emitter import Emitter, QuantizedConstant, dtype_of
 from edgeact.lowering._rules import Conv, Lowering, rule
 from edgeact.lowering._timed import Timed, gather
 from edgeact.lowering.movement import pad
@@ -48,7 +48,7 @@ def _cut(weight: Any, taps: list[int]) -> Any:
     return weight.apply(cut) if isinstance(weight, QuantizedConstant) else cut(weight)
 
 
-@rule(_aten.conv3d.default)
+@rule(_aten.conv3d.default, _aten.conv3d.padding)
 def conv3d(
     lo: Lowering,
     x: Any,
@@ -59,11 +59,14 @@ def conv3d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Timed:
-    """Conv3d of any kernel, stride, padding, dilation and groups; the input is `[1, C, T, H, W]`."""
+    """Conv3d of any kernel, stride, padding (in numbers, or by name), dilation and groups."""
     if isinstance(weight, fx.Node):
         raise ValueError("its kernel is computed: 2-D kernels are cut from a constant one")
-    stride, padding, dilation = _triple(stride), _triple(padding), _triple(dilation)
+    stride, dilation = _triple(stride), _triple(dilation)
     x = lo.volume(x)
+    if isinstance(padding, str):
+        x, padding = _pad_by_name(lo, x, padding, tuple(weight.shape[2:]), dilation)
+    padding = _triple(padding)
     out, kernel = weight.shape[0], tuple(weight.shape[2:])
     frames = (x.frames + 2 * padding[0] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
     conv = Conv(
@@ -91,10 +94,20 @@ def conv3d(
         raise ValueError("a conv3d all of whose frames lie in its padding")
     height_width = present.meta["val"].shape[2:]
     if any(chunk is None for chunk in chunks):  # the bias alone
-        constant = torch.zeros(out) if bias is None else bias
+        constant = torch.zeros(out, dtype=dtype_of(present)) if bias is None else bias
         alone = constant.view(1, -1, 1, 1).expand(1, -1, *height_width).contiguous()
         chunks = [alone if chunk is None else chunk for chunk in chunks]
     return Timed(tuple(chunks), (1, out, frames, *height_width), 2, lo.form)
+
+
+def _pad_by_name(
+    lo: Lowering, x: Timed, name: str, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Timed, tuple[int, ...]]:
+    """Padding "valid" (none) or "same" in numbers; where a side is odd, the larger part comes after, as in torch."""
+    sides = [d * (k - 1) if name == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    if any(side % 2 for side in sides):
+        return pad(lo, x, [size for side in reversed(sides) for size in (side // 2, side - side // 2)]), (0, 0, 0)
+    return x, tuple(side // 2 for side in sides)
 
 
 def _folded(write: "_Writer", x: Timed, windows: list[dict[int, int]]) -> Any:
@@ -132,23 +145,3 @@ class _Writer:
             self._kernels[key] = _cut(self.weight, taps)
         stride, padding, dilation, groups = self.geometry
         return self.e(_aten.conv2d.default, x, self._kernels[key], bias, stride, padding, dilation, groups)
-
-
-@rule(_aten.conv3d.padding)
-def conv3d_by_name(
-    lo: Lowering,
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: str = "valid",
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Timed:
-    """Conv3d with padding "valid" (none) or "same"; where a side is odd, the larger part comes after, as in torch."""
-    sides = [d * (k - 1) if padding == "same" else 0 for d, k in zip(_triple(dilation), weight.shape[2:], strict=True)]
-    if any(side % 2 for side in sides):
-        x = pad(lo, x, [size for side in reversed(sides) for size in (side // 2, side - side // 2)])
-        sides = [0, 0, 0]
-    y: Timed = conv3d(lo, x, weight, bias, stride, [side // 2 for side in sides], dilation, groups)
-    return y

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
-from edgeact.lowering._emitter import shape_of
+from edgeact.lowering._emitter import QuantizedConstant, shape_of
 from edgeact.lowering._rules import Lowering, rule
-from edgeact.lowering._timed import Timed, map_chunks
+from edgeact.lowering._timed import Timed, filled, map_chunks
 
 __all__ = ["image_op", "last_dims_op", "matrix_product", "over_one_dim"]
 
@@ -39,8 +40,41 @@ def image_op(lo: Lowering, x: Any, *args: Any, **kwargs: Any) -> Any:
         return lo.e(lo.op, x, *args, **kwargs)
     if x.axis != 0 or len(x.shape) != 4:
         return lo.e(lo.op, lo.whole(x), *args, **kwargs)
-    chunks = tuple(lo.e(lo.op, chunk, *args, **kwargs) for chunk in x.chunks)
+    chunks = tuple(lo.e(lo.op, chunk, *args, **kwargs) for chunk in filled(lo.e, x).chunks)
     return Timed(chunks, (x.frames, *shape_of(chunks[0])[1:]), 0, x.form)
+
+
+@rule(_aten.max_pool2d_with_indices.default, _aten.adaptive_max_pool2d.default)
+def max_pool_values(lo: Lowering, x: Any, *args: Any) -> list[Any]:
+    """The maxima; not where they stand."""
+    if lo.op is _aten.max_pool2d_with_indices.default:
+        return [image_op(lo.using(_aten.max_pool2d.default), x, *args), None]
+    if not isinstance(x, Timed) or x.axis != 0:
+        return [lo.e(lo.op, lo.whole(x), *args)[0], None]
+    chunks = tuple(lo.e(lo.op, chunk, *args)[0] for chunk in filled(lo.e, x).chunks)
+    return [Timed(chunks, (x.frames, *shape_of(chunks[0])[1:]), 0, x.form), None]
+
+
+@rule(_aten.conv1d.default)
+def conv1d(
+    lo: Lowering,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Any:
+    """A convolution over features of each frame, `[N, C, T]`, as one over an image of one row."""
+    if isinstance(weight, fx.Node):
+        raise ValueError("its kernel is computed: 2-D kernels are cut from a constant one")
+    n, channels, length = shape_of(x)
+    row = lo.e.reshape(lo.whole(x), (n, channels, 1, length))
+    cut = weight.apply(lambda w: w.unsqueeze(2)) if isinstance(weight, QuantizedConstant) else weight.unsqueeze(2)
+    geometry = ([1, *stride], [0, *padding], [1, *dilation], groups)
+    y = lo.e(_aten.conv2d.default, row, cut, bias, *geometry)
+    return lo.e.reshape(y, (n, *shape_of(y)[1::2]))
 
 
 @rule(_aten.linear.default)
@@ -66,6 +100,28 @@ def over_one_dim(lo: Lowering, x: Any, dim: int, *args: Any) -> Any:
     if not isinstance(x, Timed) or dim % len(x.shape) not in x.rest:
         return lo.e(lo.op, lo.whole(x), dim, *args)
     return map_chunks(lo.e, x, lambda chunk: lo.e(lo.op, chunk, x.chunk_dim(dim), *args))
+
+
+@rule(_aten.scaled_dot_product_attention.default)
+def attention(
+    lo: Lowering,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """Attention: frame by frame where frames are its batch, else over the frames put together."""
+    if dropout_p:
+        raise ValueError("dropout in training mode: call .eval() before the export")
+    inputs = (query, key, value)
+    if attn_mask is None and all(isinstance(x, Timed) and x.axis == 0 for x in inputs):
+        rows = zip(*(filled(lo.e, x).chunks for x in inputs), strict=True)
+        chunks = tuple(lo.e(lo.op, *row, None, 0.0, *rest, **named) for row in rows)
+        return Timed(chunks, (query.frames, *shape_of(chunks[0])[1:]), 0, query.form)
+    return lo.e(lo.op, *(lo.whole(x) for x in inputs), lo.whole(attn_mask), 0.0, *rest, **named)
 
 
 @rule(_aten.matmul.default, _aten.bmm.default, _aten.mm.default, _aten.addmm.default, _aten.baddbmm.default)

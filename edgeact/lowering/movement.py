@@ -23,17 +23,13 @@ __all__ = ["cat", "pad", "permute", "reshape", "slice_"]
 _aten = torch.ops.aten
 
 
-def _shape(x: Any) -> tuple[int, ...]:
-    return x.shape if isinstance(x, Timed) else shape_of(x)
-
-
 @rule(_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
 def reshape(lo: Lowering, x: Any, size: Sequence[int]) -> Any:
     """Reshape: time stays an axis where as many values lie before and after it as did."""
     shape = list(size)
     if -1 in shape:
         known = math.prod(s for s in shape if s != -1)
-        shape[shape.index(-1)] = math.prod(_shape(x)) // max(known, 1)
+        shape[shape.index(-1)] = math.prod(shape_of(x)) // max(known, 1)
     if not isinstance(x, Timed):
         return lo.e.reshape(x, shape)
     before = math.prod(x.shape[: x.axis])
@@ -46,7 +42,7 @@ def reshape(lo: Lowering, x: Any, size: Sequence[int]) -> Any:
 @rule(_aten.flatten.using_ints)
 def flatten(lo: Lowering, x: Any, start: int = 0, end: int = -1) -> Any:
     """Reshape that merges the dimensions from `start` to `end`."""
-    shape = _shape(x)
+    shape = shape_of(x)
     start, end = start % len(shape), end % len(shape)
     return reshape(lo, x, [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
 
@@ -54,7 +50,7 @@ def flatten(lo: Lowering, x: Any, start: int = 0, end: int = -1) -> Any:
 @rule(_aten.unsqueeze.default)
 def unsqueeze(lo: Lowering, x: Any, dim: int) -> Any:
     """A new dimension of one."""
-    shape = list(_shape(x))
+    shape = list(shape_of(x))
     dim %= len(shape) + 1
     new = [*shape[:dim], 1, *shape[dim:]]
     if not isinstance(x, Timed):
@@ -65,7 +61,7 @@ def unsqueeze(lo: Lowering, x: Any, dim: int) -> Any:
 @rule(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims)
 def squeeze(lo: Lowering, x: Any, dims: Any = None) -> Any:
     """Without those of the dimensions `dims`, all where there are none, that are one."""
-    shape = _shape(x)
+    shape = shape_of(x)
     gone = [dim for dim in normal_dims(dims, len(shape)) if shape[dim] == 1]
     new = [size for dim, size in enumerate(shape) if dim not in gone]
     if not isinstance(x, Timed):
@@ -111,6 +107,15 @@ def expand(lo: Lowering, x: Any, size: Sequence[int], **_: Any) -> Any:
         raise ValueError(f"expand of the batch to {shape[0]}: an edge graph has a batch of 1")
     rest = [shape[dim] for dim in x.rest]
     return map_chunks(lo.e, x, lambda chunk: lo.e(_aten.expand.default, chunk, [shape_of(chunk)[0], *rest]), shape)
+
+
+@rule(_aten.repeat.default)
+def repeat(lo: Lowering, x: Any, counts: Sequence[int]) -> Any:
+    """Copies one after another, along each dimension."""
+    x = reshape(lo, x, [*(1,) * (len(counts) - rank_of(x)), *shape_of(x)])
+    for dim, count in enumerate(counts):
+        x = cat(lo, [x] * count, dim) if count != 1 else x
+    return x
 
 
 @rule(_aten.slice.Tensor)
@@ -184,6 +189,8 @@ def cat(lo: Lowering, tensors: Sequence[Any], dim: int = 0) -> Any:
     first = next(t for t in tensors if isinstance(t, Timed))
     dim %= rank_of(first)
     parts = [lo.timed(t, first.axis) for t in tensors]
+    if dim == first.axis:
+        parts = [part for part in parts if part.frames]
     sizes = [part.shape[dim] for part in parts]
     shape = (*first.shape[:dim], sum(sizes), *first.shape[dim + 1 :])
     if dim == first.axis:
@@ -216,14 +223,14 @@ def split_with_sizes(lo: Lowering, x: Any, sizes: Sequence[int], dim: int = 0) -
 @rule(_aten.split.Tensor)
 def split(lo: Lowering, x: Any, size: int, dim: int = 0) -> list[Any]:
     """Consecutive parts of one size, the last one perhaps shorter."""
-    length = _shape(x)[dim]
+    length = shape_of(x)[dim]
     return [slice_(lo, x, dim, start, min(start + size, length)) for start in range(0, length, size)]
 
 
 @rule(_aten.chunk.default)
 def chunk(lo: Lowering, x: Any, count: int, dim: int = 0) -> list[Any]:
     """At most `count` parts."""
-    length = _shape(x)[dim]
+    length = shape_of(x)[dim]
     return [
         slice_(lo, x, dim, s, min(s + size, length)) for size in [-(-length // count)] for s in range(0, length, size)
     ]
@@ -232,43 +239,7 @@ def chunk(lo: Lowering, x: Any, count: int, dim: int = 0) -> list[Any]:
 @rule(_aten.unbind.int)
 def unbind(lo: Lowering, x: Any, dim: int = 0) -> list[Any]:
     """Every place of a dimension."""
-    return [select(lo, x, dim, place) for place in range(_shape(x)[dim])]
-
-
-@rule(_aten.full_like.default)
-def full_like(lo: Lowering, x: Any, value: float, **_: Any) -> torch.Tensor:
-    """A constant of the shape of `x`."""
-    assert lo.e.source is not None
-    return torch.full(_shape(x), value, dtype=lo.e.source.meta["val"].dtype)
-
-
-@rule(_aten.copy.default)
-def copy(lo: Lowering, x: Any, source: Any, *_: Any) -> Any:
-    """What `x[...] = source` writes: `source`, broadcast to `x`."""
-    return source if _shape(source) == _shape(x) else expand(lo, source, _shape(x))
-
-
-@rule(_aten.slice_scatter.default)
-def slice_scatter(
-    lo: Lowering, x: Any, source: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Any:
-    """`x[:, start:end] = source`, as in a temporal shift: what stands before, `source`, and what stands after."""
-    dim %= rank_of(x)
-    length = _shape(x)[dim]
-    first, last, _ = slice(start, end).indices(length)
-    if step != 1:
-        raise ValueError(f"writing to every {step}th place of a slice")
-    if last <= first:
-        return x
-    before = [slice_(lo, x, dim, 0, first)] if first else []
-    after = [slice_(lo, x, dim, last, length)] if last < length else []
-    return cat(lo, [*before, source, *after], dim)
-
-
-@rule(_aten.select_scatter.default)
-def select_scatter(lo: Lowering, x: Any, source: Any, dim: int, index: int) -> Any:
-    """`x[:, index] = source`."""
-    return slice_scatter(lo, x, unsqueeze(lo, source, dim), dim, index, index + 1 or None)
+    return [select(lo, x, dim, place) for place in range(shape_of(x)[dim])]
 
 
 @rule(_aten.constant_pad_nd.default)
@@ -285,7 +256,8 @@ def pad(lo: Lowering, x: Any, sizes: Sequence[int], value: float = 0.0) -> Any:
         shape = [size + sum(pairs.get(dim, (0, 0))) for dim, size in enumerate(x.shape)]
         x = map_chunks(lo.e, x, lambda c: lo.e(_aten.constant_pad_nd.default, c, flat, value), shape)
     if value and max(before, after) > 0:
-        constant = Timed((torch.full((1, *x.frame_shape), float(value)),), _with(x.shape, x.axis, 1), x.axis, x.form)
+        frame = torch.full((1, *x.frame_shape), value, dtype=x.dtype)
+        constant = Timed((frame,), _with(x.shape, x.axis, 1), x.axis, x.form)
         parts = [gather(lo.e, constant, [0] * n) if n > 0 else None for n in (before, after)]
         return cat(lo, [part for part in (parts[0], gather(lo.e, x, kept), parts[1]) if part], x.axis)
     frames = [*[None] * max(0, before), *kept, *[None] * max(0, after)]

@@ -6,12 +6,11 @@ GroupNorm                  x ─► mean over time and pixels ─► [1, C] ─�
 InstanceNorm               GroupNorm with a group for each channel
 """
 
-import dataclasses
 from typing import Any
 
 import torch
 
-from edgeact.lowering._emitter import shape_of
+from edgeact.lowering._emitter import dtype_of, shape_of
 from edgeact.lowering._rules import Lowering, rank_of, rule
 from edgeact.lowering._timed import Timed
 from edgeact.lowering.pointwise import binary
@@ -59,7 +58,7 @@ def instance_norm(
     lo: Lowering, x: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float
 ) -> list[Any]:
     """Every channel by its own mean and variance in this clip."""
-    n, channels = (x.shape if isinstance(x, Timed) else shape_of(x))[:2]
+    n, channels = shape_of(x)[:2]
     if n != 1:
         raise ValueError("a norm by the statistics of a batch: an edge graph has a batch of 1")
     normalized: list[Any] = group_norm(lo, x, weight, bias, n, channels, 0, channels, eps)
@@ -70,12 +69,12 @@ def _group_mean(lo: Lowering, x: Any, groups: int) -> Any:
     """Mean of each group for each of its channels, `[N, C, 1, ...]` whole."""
     rank = rank_of(x)
     pixels = list(range(2, rank))  # none in a vector of features
-    mean = lo.whole(reduction(dataclasses.replace(lo, op=_aten.mean.dim), x, pixels, True) if pixels else x)
+    mean = lo.whole(reduction(lo.using(_aten.mean.dim), x, pixels, True) if pixels else x)
     n, channels = shape_of(mean)[:2]
     if groups == channels:
         return mean
     # a grouped 1x1 convolution; broadcasting a group's mean to its channels would be a copy outside of XNNPACK
-    weight = torch.full((channels, channels // groups, 1, 1), groups / channels)
+    weight = torch.full((channels, channels // groups, 1, 1), groups / channels, dtype=dtype_of(mean))
     pixel = lo.e.reshape(mean, (n, channels, 1, 1))
     spread = lo.e(_aten.conv2d.default, pixel, weight, None, [1, 1], [0, 0], [1, 1], groups)
     return lo.e.reshape(spread, (n, channels, *(1,) * (rank - 2)))

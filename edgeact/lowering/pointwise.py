@@ -25,9 +25,10 @@ def pointwise(lo: Lowering, op: Any, args: tuple[Any, ...], kwargs: dict[str, An
     rank = max(rank_of(a) for a in tensors)
     lead = max((a for a in tensors if isinstance(a, Timed)), key=lambda a: (a.frames, rank_of(a)))
     from_end = rank_of(lead) - lead.axis  # time, counted from the right, where broadcasting aligns
-    shapes = [a.shape if isinstance(a, Timed) else shape_of(a) for a in tensors]
+    shapes = [shape_of(a) for a in tensors]
     shape = tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
-    axis, frames = rank - from_end, lead.frames
+    axis = rank - from_end
+    frames = shape[axis]  # of a constant of T frames where every Timed has one
     kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
 
     def aligned(argument: Any) -> list[Any]:
@@ -53,7 +54,7 @@ def _flat(args: Any) -> list[Any]:
 
 def _aligned(lo: Lowering, value: Any, rank: int, axis: int, frames: int, out: tuple[int, ...]) -> list[Any]:
     """The chunks of an operand, one for each chunk of the result, with as many dimensions."""
-    own = value.shape if isinstance(value, Timed) else shape_of(value)
+    own = shape_of(value)
     shape = (*(1,) * (rank - len(own)), *own)
     rest = [size for dim, size in enumerate(shape) if dim != axis and not (dim == 0 and out[0] == 1)]
     if isinstance(value, Timed) and value.axis + rank - len(own) == axis:

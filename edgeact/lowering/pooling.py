@@ -66,7 +66,16 @@ def max_pool3d(
         ceil = ceil_mode and _ceil_matters(x.shape[3:], hw)
         x = _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.max_pool2d.default, chunk, *hw, ceil)))
     windows = _windows(x.frames, kernel[0], stride[0], padding[0], dilation[0], ceil_mode)
-    return _over_time(lo, x, [[t for t in w if 0 <= t < x.frames] for w in windows], _aten.maximum.default)
+    inside = [[t for t in window if 0 <= t < x.frames] for window in windows]
+    if not all(inside):
+        raise ValueError("a window that lies in the padding alone: its maximum is minus infinity")
+    return _over_time(lo, x, inside, _aten.maximum.default)
+
+
+@rule(_aten.max_pool3d_with_indices.default)
+def max_pool3d_values(lo: Lowering, *args: Any) -> list[Any]:
+    """MaxPool3d with `return_indices=True`, of which the maxima are used."""
+    return [max_pool3d(lo, *args), None]
 
 
 def _sized(x: Timed) -> Timed:
@@ -111,7 +120,7 @@ def _mean_over_time(lo: Lowering, x: Timed, windows: list[list[int]], divisors: 
         taps = [gather(e, x, [w[k] if k < len(w) else None for w in windows]) for k in range(length)]
         total = e.sum([tap.chunks[0] for tap in taps])
         if set(divisors) != {1}:
-            factors = torch.tensor([1 / d for d in divisors]).view(-1, 1, 1, 1)
+            factors = torch.tensor([1 / d for d in divisors], dtype=x.dtype).view(-1, 1, 1, 1)
             total = e(_aten.mul.Tensor, total, 1 / divisors[0] if len(set(divisors)) == 1 else factors)
         chunks: tuple[Any, ...] = (total,)
     else:

@@ -13,18 +13,21 @@ import torch
 from edgeact.lowering._emitter import shape_of
 from edgeact.lowering._rules import Lowering, normal_dims, rank_of, rule
 from edgeact.lowering._timed import Timed, filled, relabel
+from edgeact.lowering.pointwise import binary
 
 __all__ = ["reduction"]
 
 _aten = torch.ops.aten
 _BINARY = {_aten.mean.dim: _aten.add.Tensor, _aten.sum.dim_IntList: _aten.add.Tensor}
+_FULL = {_aten.mean.default: _aten.mean.dim, _aten.sum.default: _aten.sum.dim_IntList}
+_FULL |= {_aten.max.default: _aten.amax.default, _aten.min.default: _aten.amin.default}
 _BINARY |= {_aten.amax.default: _aten.maximum.default, _aten.amin.default: _aten.minimum.default}
 
 
 @rule(_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default, _aten.amin.default)
 def reduction(lo: Lowering, x: Any, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Reduce over `dims`, all where there are none."""
-    shape = x.shape if isinstance(x, Timed) else shape_of(x)
+    shape = shape_of(x)
     if len(shape) == 5 and shape[0] == 1 and (not isinstance(x, Timed) or x.axis == 0):
         x = lo.timed(lo.whole(x), 2)  # one frame alone, whose chunk would be 5-D
     if not isinstance(x, Timed):
@@ -32,13 +35,33 @@ def reduction(lo: Lowering, x: Any, dims: Any = None, keepdim: bool = False, **k
     return _reduce(lo, lo.op, filled(lo.e, x), normal_dims(dims or None, rank_of(x)), keepdim)
 
 
-@rule(_aten.mean.default, _aten.sum.default)
+@rule(_aten.max.dim, _aten.min.dim)
+def extreme(lo: Lowering, x: Any, dim: int, keepdim: bool = False) -> list[Any]:
+    """The values; not where they stand."""
+    op = _aten.amax.default if lo.op is _aten.max.dim else _aten.amin.default
+    return [reduction(lo.using(op), x, [dim], keepdim), None]
+
+
+@rule(_aten.var.correction)
+def variance(lo: Lowering, x: Any, dims: Any = None, correction: float | None = 1, keepdim: bool = False) -> Any:
+    """Mean of the squared distances from the mean, times n / (n - correction)."""
+    mean = lo.using(_aten.mean.dim)
+    centred = binary(lo, _aten.sub.Tensor, x, reduction(mean, x, dims, True))
+    squares = reduction(mean, binary(lo, _aten.mul.Tensor, centred, centred), dims, keepdim)
+    shape = shape_of(x)
+    count = math.prod(shape[dim] for dim in normal_dims(dims or None, len(shape)))
+    divisor = count - (1 if correction is None else correction)
+    if divisor <= 0:
+        raise ValueError(f"the variance of {count} values with a correction of {correction}: it is not a number")
+    return binary(lo, _aten.mul.Tensor, squares, count / divisor)
+
+
+@rule(_aten.mean.default, _aten.sum.default, _aten.max.default, _aten.min.default)
 def full_reduction(lo: Lowering, x: Any, **kwargs: Any) -> Any:
     """Reduce over everything."""
     if not isinstance(x, Timed):
         return lo.e(lo.op, x, **kwargs)
-    op = _aten.mean.dim if lo.op is _aten.mean.default else _aten.sum.dim_IntList
-    return _reduce(lo, op, filled(lo.e, x), list(range(rank_of(x))), False)
+    return _reduce(lo, _FULL[lo.op], filled(lo.e, x), list(range(rank_of(x))), False)
 
 
 def _reduce(lo: Lowering, op: Any, x: Timed, dims: list[int], keepdim: bool) -> Any:

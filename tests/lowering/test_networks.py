@@ -206,17 +206,11 @@ class TwoIndices(nn.Module):
         return x[:, [0, 1], [1, 2]]
 
 
-class Upsampled(nn.Module):
-    def forward(self, x):
-        return nn.functional.interpolate(nn.functional.max_pool3d(x, 1), scale_factor=2.0, mode="trilinear")
-
-
 @pytest.mark.parametrize(
     ("network", "message"),
     [
         (Transposed(), r"conv_transpose3d\S* \(\S*test_networks\.py:\d+\) cannot be lowered: there is no rule.*conv3d"),
         (TwoIndices(), r"test_networks\.py:\d+\) cannot be lowered: indexing a volume by several tensors"),
-        (Upsampled(), r"upsample_trilinear3d\S* .*cannot be lowered: there is no rule"),
     ],
 )
 def test_refusals_name_the_op_and_its_line(network, message):

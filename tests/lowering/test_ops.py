@@ -75,6 +75,9 @@ OPS = {
     "write a number": lambda m, x: write(x, (slice(None), slice(1, 3)), 2.0),
     "write a frame": lambda m, x: write(x, (slice(None), slice(None), -1), x[:, :, 0] * 2),
     "write a channel": lambda m, x: write(x, (0, 1), x[0, 2]),
+    "write to every other frame": lambda m, x: write(x, (slice(None), slice(None), slice(None, None, 2)), 1.0),
+    "write to every other row": lambda m, x: write(x, (..., slice(1, None, 2), slice(None)), x[..., ::2, :]),
+    "write to no frame": lambda m, x: write(x, (slice(None), slice(None), slice(5, None)), 1.0),
     "write into zeros": lambda m, x: write(torch.zeros_like(x), (slice(None), slice(None), slice(1, -1)), x[:, :, :3]),
     "where": lambda m, x: torch.where(x > 0, x, x * 2),
     "relu_ in place": lambda m, x: x.clone().relu_(),
@@ -97,6 +100,34 @@ OPS = {
     "sum of all": lambda m, x: x.sum(),
     "amax": lambda m, x: x.amax((2, 3)),
     "amin of time": lambda m, x: x.amin(2, keepdim=True),
+    "max of time": lambda m, x: x.max(2).values,
+    "min of channels": lambda m, x: x.min(1, keepdim=True)[0],
+    "max of all": lambda m, x: x.max(),
+    "variance of time and pixels": lambda m, x: x.var((2, 3, 4)),
+    "standard deviation of time, uncorrected": lambda m, x: x.std(2, correction=0),
+    "normalize over channels": lambda m, x: functional.normalize(x, dim=1),
+    "normalize over time": lambda m, x: functional.normalize(x, dim=2),
+    "1-norm": lambda m, x: x.norm(p=1, dim=(2, 3)),
+    "position in time of one frame": lambda m, x: x.mean(2, keepdim=True) + m.place,
+    "repeat": lambda m, x: x.repeat(1, 2, 2, 1, 3),
+    "repeat in a new dimension": lambda m, x: x[0].repeat(1, 1, 1, 1, 1),
+    "conv1d over time": lambda m, x: functional.conv1d(x.mean((3, 4)), torch.ones(2, 4, 3), padding=1),
+    "max_pool1d over time": lambda m, x: functional.max_pool1d(x.mean((3, 4)), 2),
+    "adaptive_max_pool2d of frames": lambda m, x: functional.adaptive_max_pool2d(x[0].transpose(0, 1), 2),
+    "adaptive_max_pool2d of an image": lambda m, x: functional.adaptive_max_pool2d(x.mean(2), 2),
+    "max_pool3d, its values of two": lambda m, x: functional.max_pool3d(x, 2, return_indices=True)[0],
+    "upsample nearest": lambda m, x: functional.interpolate(x, scale_factor=2),
+    "upsample nearest to a size": lambda m, x: functional.interpolate(x, size=(3, 6, 6)),
+    "upsample nearest by uneven factors": lambda m, x: functional.interpolate(x, scale_factor=(1.5, 1, 0.5)),
+    "upsample trilinear": lambda m, x: functional.interpolate(x, scale_factor=(2.0, 1.5, 2.0), mode="trilinear"),
+    "upsample trilinear to a size": lambda m, x: functional.interpolate(x, size=(3, 7, 5), mode="trilinear"),
+    "upsample trilinear from corner to corner": lambda m, x: functional.interpolate(
+        x, size=(7, 6, 6), mode="trilinear", align_corners=True
+    ),
+    "upsample trilinear to one frame": lambda m, x: functional.interpolate(
+        x, size=(1, 8, 8), mode="trilinear", align_corners=True
+    ),
+    "no frame and all": lambda m, x: torch.cat([x[:, :, 5:], x], 2),
     "cat of channels": lambda m, x: torch.cat([x, x.relu()], 1),
     "cat in time": lambda m, x: torch.cat([x, x[:, :, 1:3]], 2),
     "cat in height": lambda m, x: torch.cat([x, x], 3),
@@ -149,6 +180,12 @@ OPS = {
     "bilinear of frames": lambda m, x: functional.interpolate(x[0].transpose(0, 1), scale_factor=2.0, mode="bilinear"),
     "to": lambda m, x: x.to(torch.float64).to(torch.float32),
     "conv3d again": lambda m, x: functional.conv3d(x.permute(0, 1, 4, 2, 3), torch.ones(2, 4, 3, 1, 1)),
+    "scaled_dot_product_attention of frames": lambda m, x: functional.scaled_dot_product_attention(
+        *[x[0].permute(1, 2, 3, 0)] * 3
+    ),
+    "scaled_dot_product_attention, causal": lambda m, x: functional.scaled_dot_product_attention(
+        *[x[0].permute(2, 3, 1, 0)] * 3, is_causal=True
+    ),
     "scaled_dot_product_attention": lambda m, x: (
         functional.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3).transpose(1, 2).view(1, 4, 5, 6, 6)
     ),
@@ -190,7 +227,22 @@ def per_channel(module, x):
             lambda m, x: functional.conv3d(x, x.mean((2, 3, 4)).view(1, 4, 1, 1, 1)),
             "its kernel is computed: 2-D kernels are cut from a constant one",
         ),
-        (lambda m, x: write(x, (slice(None), slice(None, None, 2)), 1.0), "writing to every 2th place of a slice"),
+        (
+            lambda m, x: functional.conv1d(x.mean((3, 4)), x.mean((2, 3, 4)).view(1, 4, 1)),
+            "its kernel is computed: 2-D kernels are cut from a constant one",
+        ),
+        (lambda m, x: x.max(2)[1] * 2, "of .* the values alone are computed, not their indices"),
+        (lambda m, x: functional.max_pool3d(x, 2, return_indices=True)[1] * 2, "of .* the values alone are computed"),
+        (lambda m, x: x[:, :, :1].var(2), "the variance of 1 values with a correction of 1: it is not a number"),
+        (
+            lambda m, x: functional.max_pool3d(x[:, :, :1], (2, 1, 1), (1, 1, 1), (1, 0, 0), (2, 1, 1)),
+            "a window that lies in the padding alone: its maximum is minus infinity",
+        ),
+        (
+            lambda m, x: functional.scaled_dot_product_attention(*[x.flatten(2)] * 3, dropout_p=0.5),
+            "dropout in training mode",
+        ),
+        (lambda m, x: x.cumsum(2), "there is no rule for this op on a tensor with time; supported are .*conv3d, "),
         (
             lambda m, x: functional.batch_norm(x[0].transpose(0, 1), None, None, training=True),
             "a norm by the statistics of a batch: an edge graph has a batch of 1",
@@ -226,3 +278,54 @@ def test_several_outputs_keep_their_structure():
         assert found.keys() == expected.keys()
         torch.testing.assert_close(found["volume"], expected["volume"])
         torch.testing.assert_close(found["heads"], expected["heads"])
+
+
+class Streams(nn.Module):
+    """Two pathways, as in SlowFast (Feichtenhofer et al. 2019), handed over in containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow, self.fast = nn.Conv3d(3, 4, 1), nn.Conv3d(3, 4, 3, padding=1)
+
+    def forward(self, clips, *, scale):
+        slow, fast = clips["pathways"]
+        return [self.slow(slow).mean((2, 3, 4)) * scale, (self.fast(fast).mean((2, 3, 4)), None, 3)]
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec")
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs_and_outputs_keep_their_structure(form):
+    torch.manual_seed(0)
+    module = Streams().eval()
+    args = ({"pathways": [torch.randn(1, 3, 2, 5, 5), torch.randn(1, 3, 8, 5, 5)]},)
+    kwargs = {"scale": torch.tensor([2.0])}
+    lowered = lower(torch.export.export(module, args, kwargs), form=form).module(check_guards=False)
+    expected, found = module(*args, **kwargs), lowered(*args, **kwargs)
+    assert type(found) is list
+    assert found[1][1:] == (None, 3)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1][0], expected[1][0])
+
+
+class EveryConstant(nn.Module):
+    """Ops whose lowering makes constants: absent frames, borders, divisors, group means."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv3d(3, 4, 3, padding=(3, 1, 1), bias=False), nn.GroupNorm(2, 4)
+
+    def forward(self, x):
+        x = functional.pad(self.norm(self.conv(x)), (0, 0, 0, 0, 1, 0))
+        return functional.pad(functional.adaptive_avg_pool3d(x, (3, 1, 1)), (0, 0, 0, 0, 1, 1), value=0.5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 5e-3), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_of_another_precision_keeps_it(form, dtype, tolerance):
+    torch.manual_seed(0)
+    module = EveryConstant().to(dtype).eval()
+    clip = torch.randn(1, 3, 4, 5, 5, dtype=dtype)
+    lowered = lower(capture(module, clip), form=form)
+    types = {node.meta["val"].dtype for node in lowered.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+    assert types == {dtype}
+    torch.testing.assert_close(lowered.module(check_guards=False)(clip), module(clip), rtol=tolerance, atol=tolerance)
