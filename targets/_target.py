@@ -62,5 +62,5 @@ class Target(Protocol):
         Ops that only move or retype data are never among them.
 
         Raises:
-            InputError: There is no forecast for these options.
+            MissingDependencyError: The forecast asks the toolchain, which is not installed.
         """

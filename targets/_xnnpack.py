@@ -1,6 +1,5 @@
 """What XNNPACK takes of an ATen graph: the rules that ExecuTorch's partitioner and LiteRT's delegate share."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ from torch import fx
 
 from edgeact.targets._target import Refusal
 
-__all__ = ["MOVEMENT", "refusals"]
+__all__ = ["MOVEMENT", "is_volumetric", "refusals"]
 
 _MOVEMENT = """
 _assert_tensor_metadata _to_copy alias cat clone constant_pad_nd contiguous detach expand flatten flip getitem
@@ -21,7 +20,11 @@ scaled_dot_product_attention sigmoid silu softmax sqrt sub tanh
 """
 # Ops that move or retype data: outside of XNNPACK they cost a copy, and nothing is computed there.
 MOVEMENT = frozenset(_MOVEMENT.split())
-_VOLUMETRIC = re.compile("3d|3D")
+
+
+def is_volumetric(op: str) -> bool:
+    """Whether an op of this name works on volumes alone."""
+    return "3d" in op or "3D" in op
 
 
 def refusals(graph: fx.GraphModule, *, more: str, source: str, volumetric: str) -> Mapping[fx.Node, Refusal]:
@@ -39,7 +42,7 @@ def refusals(graph: fx.GraphModule, *, more: str, source: str, volumetric: str) 
         if node.op != "call_function":
             continue
         name = getattr(node.target, "__name__", "").partition(".")[0]
-        if _VOLUMETRIC.search(name):
+        if is_volumetric(name):
             found[node] = Refusal(f"{name}: {volumetric}", runs=False)
         elif name not in free and (why := _condition(name, node) if name in conditional else "not among its ops"):
             found[node] = Refusal(f"{name}: {why} ({source})", runs=True)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeact.errors import InputError, MissingDependencyError, ToolchainError
+from edgeact.errors import MissingDependencyError, ToolchainError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -53,16 +53,18 @@ class Android:
         (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
 
     def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
-        """What XNNPACK's partitioner leaves out; see `Target.refusals`."""
-        from edgeact.targets import _xnnpack
+        """What the backend's partitioner leaves out; see `Target.refusals`."""
+        from edgeact.targets import _vulkan, _xnnpack
 
-        if options["backend"] != "xnnpack":
-            raise InputError("the forecast knows XNNPACK's rules alone: `edgeact export` says what Vulkan takes")
+        no_3d = "ExecuTorch has no 3-D kernels (executorch/kernels/portable/functions.yaml, op_convolution.cpp)"
+        if options["backend"] == "vulkan":
+            with _toolchain():
+                return _vulkan.refusals(graph, volumetric=no_3d)
         return _xnnpack.refusals(
             graph,
             more="cos sin upsample_bilinear2d",
             source="executorch/backends/xnnpack/partition/config",
-            volumetric="ExecuTorch has no 3-D kernels (executorch/kernels/portable/functions.yaml, op_convolution.cpp)",
+            volumetric=no_3d,
         )
 
 

@@ -69,6 +69,21 @@ def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpe
         assert supports(found, "falls back") == {"elu", "gt", "where"}
 
 
+@pytest.mark.parametrize(("form", "falling_back"), [("unrolled", set()), ("folded", {"conv3d"})])
+def test_the_forecast_is_what_vulkan_takes(
+    form: str, falling_back: set[str], tiny_spec: ClipSpec, tmp_path: Path
+) -> None:
+    model, options = Mixed().eval(), {"backend": "vulkan"}
+    found = forecast(model, target="android", spec=tiny_spec, form=form, options=options)
+    assert supports(found, "falls back") == {"elu", "max_pool3d"} | falling_back
+    clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
+    program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), form, clip)
+    get_target("android").compile(program, tmp_path, "fp32", options)
+    outside = {op.split(".")[1] for op in json.loads((tmp_path / "placement.json").read_text())["outside"]}
+    parts = {"max_pool3d": "maximum", "conv3d": "convolution"}
+    assert outside - {"_to_dim_order_copy"} == {parts.get(op, op) for op in supports(found, "falls back")}
+
+
 @pytest.mark.parametrize("target", ["openvino", "android", "litert"])
 def test_every_multiplication_is_counted(target: str, tiny_spec: ClipSpec) -> None:
     model = Mixed().eval()

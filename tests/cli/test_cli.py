@@ -487,7 +487,6 @@ def test_check_refuses_what_is_not_there(refused: Refused) -> None:
     assert "unknown form of target 'litert' 'volumetric'" in refused(
         "check", "--target", "litert", "--form", "volumetric"
     )
-    assert "the forecast knows XNNPACK's rules alone" in refused("check", "--target", "android", "--backend", "vulkan")
     assert "target 'litert' has no option 'backend'" in refused("check", "--target", "litert", "--backend", "xnnpack")
 
 
