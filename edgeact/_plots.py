@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._format import ms
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 
@@ -65,7 +66,7 @@ def latency_plot(latency: Latency) -> str:
             for value, style, height in zip(percentiles, ("-", "--", ":"), (0.38, 0.32, 0.32), strict=True):
                 axes.plot([value, value], [y - height, y + height], style, color=colour, linewidth=1.8)
             axes.annotate(
-                f"p50 {percentiles[0]:.3g} ms" + f" · p95 {percentiles[1]:.3g} · p99 {percentiles[2]:.3g}" * wide,
+                f"p50 {ms(percentiles[0])}" + f" · p95 {ms(percentiles[1])} · p99 {ms(percentiles[2])}" * wide,
                 (percentiles[0], y + 0.38),
                 xytext=(0, 3),
                 textcoords="offset points",

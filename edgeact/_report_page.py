@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._format import db, mb, ms, p_value, pct, signed
 from edgeact._plots import drop_plot, film_strip, latency_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import MissingDependencyError
@@ -14,7 +15,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
 from edgeact.parity import NotMeasured, Placement, Report
 
-__all__ = ["db", "mb", "ms", "p_value", "pct", "render", "signed"]
+__all__ = ["render"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
@@ -140,35 +141,3 @@ def _clips(flips: Sequence[Flip], clip_frames: Mapping[str, NDArray[np.uint8]]) 
         kind = "lost" if flip.reference == flip.label else "gained" if flip.artifact == flip.label else "both wrong"
         cards.append({"flip": flip, "strip": strip, "kind": kind})
     return cards, len(flips) - len(cards)
-
-
-def pct(share: float) -> str:
-    """A share in percent; what is not all or nothing is not rounded to it."""
-    rounded = f"{share * 100:.1f}"
-    return f"{share * 100:.3f} %" if rounded in ("0.0", "100.0") and share not in (0, 1) else f"{rounded} %"
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds to three digits; a dash where there are none."""
-    return "–" if value is None else f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
-
-
-def mb(value: float | None) -> str:
-    """Megabytes to three digits; a dash where there are none."""
-    return "–" if value is None else f"{value:,.0f} MB" if value >= 100 else f"{value:.3g} MB"
-
-
-def db(value: float) -> str:
-    """Decibels, or the word for outputs that are equal to the last bit."""
-    return "exact" if value >= EXACT_DB else f"{value:.1f} dB"
-
-
-def p_value(value: float) -> str:
-    """A probability as tables of statistics write it."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-def signed(value: float) -> str:
-    """Two decimals with a true minus sign, and no sign on a rounded zero."""
-    text = f"{value:.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")

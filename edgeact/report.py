@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._report_page import db, mb, ms, p_value, pct, render, signed
+from edgeact._format import db, mb, ms, p_value, pct, signed
+from edgeact._report_page import render
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
 from edgeact.parity import NotMeasured, Placement, Report

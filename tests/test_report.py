@@ -9,7 +9,7 @@ import pytest
 from report_samples import EVIL, report, unmeasured, without_reference
 from rich.console import Console
 
-from edgeact._report_page import mb, ms, p_value, pct, signed
+from edgeact._format import mb, ms, p_value, pct, signed
 from edgeact.parity import Report
 from edgeact.report import print_table
 
