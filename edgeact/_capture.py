@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["Call", "behind_uint8", "check_network", "eager", "fold", "lower_and_prove", "run_program"]
+__all__ = ["Call", "behind_uint8", "check_network", "eager", "fold", "lower_and_prove", "quiet_torchao", "run_program"]
 
 Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
 
@@ -131,6 +131,18 @@ def _export_errors() -> Iterator[None]:
     sys.stderr.write(said.getvalue())
 
 
+@contextmanager
+def quiet_torchao() -> Iterator[None]:
+    """Torchao logs which of its GPU libraries it does not find, and warns of its own deprecated calls."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
     """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` with B=1 -> `logits_BK`.
 
@@ -139,7 +151,7 @@ def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
     """
     import torch
 
-    from edgeact.quantize import fold_batch_norm
+    from edgeact.quantize.batch_norm import fold_batch_norm
 
     clip = torch.zeros(1, 3, spec.frames, spec.crop_height, spec.crop_width)
     with _export_errors(), torch.no_grad():

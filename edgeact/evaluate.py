@@ -17,9 +17,9 @@ from edgeact.bundle import clip_digest
 from edgeact.clip import ClipSpec
 from edgeact.data import Sample, VideoDataset, cache_dir, iter_clips, open_dataset
 from edgeact.errors import InputError
-from edgeact.motion import motion_set
+from edgeact.motion import MOTION_CLASSES, motion_set
 
-__all__ = ["MOTION", "EvaluationSet", "Outputs", "balanced", "dataset_root", "run_model"]
+__all__ = ["MOTION", "EvaluationSet", "Outputs", "balanced", "calibration_root", "dataset_root", "run_model"]
 
 MOTION = "motion"  # the name of the synthetic set where a folder is asked for
 
@@ -48,6 +48,12 @@ def balanced(dataset: VideoDataset, clips: int | None) -> VideoDataset:
         seen[sample.label] += 1
     chosen = {sample.id for _, sample in sorted(ranked, key=lambda pair: pair[0])[:clips]}
     return replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.id in chosen))
+
+
+def calibration_root(data: str | Path, clips: int, *, progress: bool = False) -> Path:
+    """The folder whose training part int8 is calibrated on; for `motion`, one with at least `clips` clips in it."""
+    per_class = 1 + -(-4 * clips // (3 * len(MOTION_CLASSES)))  # about a seventh of them choose epochs: see `data`
+    return motion_set(train_per_class=per_class, progress=progress) if str(data) == MOTION else Path(data)
 
 
 @dataclass
@@ -79,6 +85,29 @@ class EvaluationSet:
         """Open the held-out part of `data`: a folder, or `motion`."""
         dataset = balanced(open_dataset(dataset_root(data, progress=progress), split="test", labels=labels), clips)
         return cls(dataset, spec, on_corrupt=on_corrupt, progress=progress)
+
+    @classmethod
+    def for_calibration(
+        cls,
+        data: str | Path,
+        spec: ClipSpec,
+        *,
+        labels: tuple[str, ...],
+        clips: int,
+        on_corrupt: OnCorrupt = "error",
+        progress: bool = False,
+    ) -> "EvaluationSet":
+        """Open `clips` clips of the training part of `data`, even over the classes.
+
+        Raises:
+            InputError: There is no training part.
+        """
+        root = calibration_root(data, clips, progress=progress)
+        try:
+            dataset = open_dataset(root, split="train", labels=labels)
+        except InputError as exc:
+            raise InputError(f"int8 takes its ranges from clips of the training part, and {exc}") from exc
+        return cls(balanced(dataset, max(clips, len(labels))), spec, on_corrupt=on_corrupt, progress=progress)
 
     def __iter__(self) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
         self.notes.clear()

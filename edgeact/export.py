@@ -1,7 +1,7 @@
 """From a network to a proven bundle, top to bottom.
 
-    model (eval) ─► reference logits ─► torch.export ─► BN folded ─► [lowered] ─► target.compile ─► parity ─► bundle
-         fp32 rung                                    folded rung  lowered rung   artifact rung
+    model (eval) ─► reference logits ─► torch.export ─► BN folded ─► [int8] ─► [lowered] ─► target.compile ─► parity
+         fp32 rung                                 folded rung  quantized rung  lowered rung  artifact rung  ─► bundle
 
 Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a uint8 `clip_BTHWC` with B=1 to the same.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
+from edgeact._quantized import quantize
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
@@ -54,6 +55,7 @@ def export(
     notes: Sequence[str] = (),
     gates: Gates | None = None,
     clips: int | None = None,
+    calibration_clips: int = 64,
     threads: int = 0,
     rounds: int = 30,
     on_corrupt: OnCorrupt = "error",
@@ -77,6 +79,7 @@ def export(
         notes: Remarks for the report.
         gates: Limits to hold; `Gates.defaults(precision)` by default.
         clips: Most clips of the held-out part, even over the classes; all by default.
+        calibration_clips: Clips of the training part of `data` that int8 takes its ranges from, even over the classes.
         threads: CPU threads of both sides of the latency comparison; 0 takes every core.
         rounds: Interleaved rounds of the latency comparison.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.
@@ -90,10 +93,29 @@ def export(
         ToolchainError: torch.export or the target's toolchain failed.
     """
     check_precision(target, precision)
-    if rounds < 1:
-        raise InputError(f"rounds is {rounds}: latency needs at least 1")
+    for number, value, why in (("rounds", rounds, "latency"), ("calibration_clips", calibration_clips, "int8")):
+        if value < 1:
+            raise InputError(f"{number} is {value}: {why} needs at least 1")
     model_name = model_name or type(model).__name__
     options = check_options(target, options or {})
+    evaluation = EvaluationSet.open(
+        os.fspath(data),
+        spec,
+        labels=tuple(labels) if labels is not None else None,
+        clips=clips,
+        on_corrupt=on_corrupt,
+        progress=progress,
+    )
+    calibration = None
+    if precision == "int8":
+        calibration = EvaluationSet.for_calibration(
+            os.fspath(data),
+            spec,
+            labels=evaluation.dataset.labels,
+            clips=calibration_clips,
+            on_corrupt=on_corrupt,
+            progress=progress,
+        )
     job = _Job(
         name=_bundle_name(name or _default_name(model_name, target, precision, options)),
         model=model.cpu().float().eval(),
@@ -107,14 +129,8 @@ def export(
         gates=gates or Gates.defaults(precision),
         threads=threads or os.cpu_count() or 1,
         rounds=rounds,
-        evaluation=EvaluationSet.open(
-            os.fspath(data),
-            spec,
-            labels=tuple(labels) if labels is not None else None,
-            clips=clips,
-            on_corrupt=on_corrupt,
-            progress=progress,
-        ),
+        evaluation=evaluation,
+        calibration=calibration,
     )
     facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
     with _torch_threads(job.threads), create_bundle(Path(out), job.name) as folder:
@@ -139,6 +155,7 @@ class _Job:
     threads: int
     rounds: int
     evaluation: EvaluationSet
+    calibration: EvaluationSet | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -169,9 +186,14 @@ def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], no
     """The pipeline: every rung, the artifact, what is measured of it, and the bundle's files."""
     reference = _run_reference(job)
     shown = clips_of(job.evaluation, spread(reference.samples))
-    folded = fold(job.model, job.spec)
-    program = lower_and_prove(behind_uint8(folded, job.spec), job.form, shown[0][1])
-    rungs = [("folded", run_model(eager(folded, job.spec), shown).logits)]
+    network = fold(job.model, job.spec)
+    rungs = [("folded", run_model(eager(network, job.spec), shown).logits)]
+    if job.calibration is not None:
+        network, calibrated = quantize(network, job.calibration, job.target.scheme)
+        rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
+        facts = {**facts, "calibration": calibrated}
+        notes = (f"int8: ranges from {calibrated['clips']} clips of the training part", *notes)
+    program = lower_and_prove(behind_uint8(network, job.spec), job.form, shown[0][1])
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
     job.target.compile(program, folder, job.precision, job.options)

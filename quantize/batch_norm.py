@@ -69,6 +69,7 @@ def _fold(graph: fx.GraphModule, producer: fx.Node, norm: fx.Node) -> None:
     graph.register_parameter(f"{name}_bias", nn.Parameter(new_bias.detach(), requires_grad=False))
     with graph.graph.inserting_before(producer):
         new = [graph.graph.get_attr(f"{name}_{part}") for part in ("weight", "bias")]
+    new[0].meta = dict(producer.args[1].meta)
     producer.args = (producer.args[0], *new, *producer.args[3:])
     norm.replace_all_uses_with(producer)
     graph.graph.erase_node(norm)

@@ -1,4 +1,4 @@
-"""What a target is: seven members. Adding a target is adding one file next to this one."""
+"""What a target is: eight members. Adding a target is adding one file next to this one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
+
+    from edgeact.quantize.scheme import Scheme
 
 __all__ = ["Refusal", "Target"]
 
@@ -32,6 +34,7 @@ class Target(Protocol):
         summary: One line for `edgeact targets`.
         precisions: What `compile` takes; anything else is refused, never replaced.
         forms: How time may be held in the program that `compile` gets, the best first: volumetric, folded, unrolled.
+        scheme: The int8 rule it demands; None where it has no int8.
         options: Further choices by name, each with its allowed values, the default first.
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
     """
@@ -39,6 +42,7 @@ class Target(Protocol):
     summary: str
     precisions: tuple[str, ...]
     forms: tuple[str, ...]
+    scheme: "Scheme | None"
     options: Mapping[str, tuple[str, ...]]
     runtime: str
 
@@ -48,7 +52,7 @@ class Target(Protocol):
         Args:
             program: uint8 `clip_BTHWC` with B=1 -> float32 `logits_BK`, static shapes, in one of `forms`.
             folder: An existing, empty folder.
-            precision: One of `precisions`.
+            precision: One of `precisions`; for int8 the program holds int8 weights and quantize and dequantize ops.
             options: A value for each of `options`.
 
         Raises:

@@ -33,6 +33,7 @@ class Android:
     summary = "Android CPUs and GPUs, through ExecuTorch"
     precisions = ("fp32", "fp16")
     forms = ("unrolled", "folded")
+    scheme = None
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
     runtime = "executorch"
 

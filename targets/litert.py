@@ -31,6 +31,7 @@ class LiteRT:
     summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
     precisions = ("fp32", "fp16")
     forms = ("unrolled", "folded")
+    scheme = None
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "litert"
 

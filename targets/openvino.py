@@ -2,7 +2,8 @@
 
 The CPU plugin has Conv3d, depthwise Conv3d and 3-D pooling kernels (oneDNN's brgconv), so the volumetric form is the
 fastest there. fp16 means weights stored as fp16; the CPU computes in fp32 either way (INFERENCE_PRECISION_HINT in the
-runner), so an fp16 bundle is half the size at the same speed.
+runner), so an fp16 bundle is half the size at the same speed. int8 runs in int8 kernels throughout, depthwise Conv3d
+included.
 """
 
 import errno
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -32,8 +34,9 @@ class OpenVINO:
     """`model.xml` and `model.bin`."""
 
     summary = "Intel and AMD CPUs, through OpenVINO"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
     forms = ("volumetric", "folded", "unrolled")
+    scheme = Scheme()
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "openvino"
 
@@ -42,6 +45,10 @@ class OpenVINO:
         with _toolchain():
             import openvino as ov
 
+            if precision == "int8":
+                from edgeact.targets._fake_quantize import with_fake_quantize
+
+                program = with_fake_quantize(program)
             model = ov.convert_model(program)
             shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "clip")
             model.reshape({model.input(0): list(shape.meta["val"].shape)})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeact
+from edgeact._capture import quiet_torchao
 from edgeact.accuracy import Accuracy
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
@@ -80,8 +81,9 @@ def test_every_model_on_every_target(name: str, precision: str, target: str, vid
     report = bundle.report()
     assert report.held, report.failures
     assert isinstance(report.numerics, Numerics)
-    lowered = ["lowered"] if get_target(target).forms[0] != "volumetric" else []
-    assert [rung.name for rung in report.numerics.rungs] == ["folded", *lowered, "artifact"]
+    rungs = ["folded"] + ["quantized"] * (precision == "int8")
+    rungs += ["lowered"] * (get_target(target).forms[0] != "volumetric")
+    assert [rung.name for rung in report.numerics.rungs] == [*rungs, "artifact"]
     assert isinstance(report.placement, Placement)
     assert report.placement.fallback_ops == 0
     assert report.placement.accelerated_ops > 10 or name == "c3d"
@@ -209,8 +211,10 @@ def test_what_is_asked_is_checked_before_anything_is_written(videos: Path, tiny_
         export(target="openvin")
     with pytest.raises(UnknownNameError, match="unknown precision 'fp31': did you mean 'fp32'"):
         export(precision="fp31")
-    with pytest.raises(InputError, match="target 'openvino' does not export int8: allowed: fp32, fp16"):
-        export(precision="int8")
+    with pytest.raises(InputError, match="target 'litert' does not export int8: allowed: fp32, fp16"):
+        export(target="litert", precision="int8")
+    with pytest.raises(InputError, match="calibration_clips is 0: int8 needs at least 1"):
+        export(precision="int8", calibration_clips=0)
     with pytest.raises(InputError, match="rounds is 0"):
         export(rounds=0)
     with pytest.raises(InputError, match=r"a bundle cannot be named '\.\./x'"):
@@ -273,7 +277,7 @@ def test_targets_say_what_they_are() -> None:
         for precision in target.precisions:
             check_precision(name, precision)
     members = {name for name in dir(get_target("openvino")) if not name.startswith("_")}
-    assert members == {"summary", "precisions", "forms", "options", "runtime", "compile", "refusals"}
+    assert members == {"summary", "precisions", "forms", "scheme", "options", "runtime", "compile", "refusals"}
 
 
 def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,3 +332,111 @@ def test_report_json_is_the_contract_of_the_design(bundle: edgeact.Bundle) -> No
     assert json.loads(json.dumps(edgeact.Report.from_dict(report).to_dict())) == report
     with pytest.raises(InputError, match="not a report of this version of edgeact: 'numerics'"):
         edgeact.Report.from_dict({})
+
+
+def test_int8_needs_clips_to_calibrate_on(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    held_out = shutil.copytree(videos, tmp_path / "held_out")
+    rows = (held_out / "split.csv").read_text().splitlines()
+    (held_out / "split.csv").write_text("\n".join([rows[0], *(row for row in rows if row.endswith("test"))]) + "\n")
+    model = tiny("ir_csn_26", tiny_spec)
+    with pytest.raises(InputError, match=r"int8 takes its ranges from clips of the training part, and .*'train' split"):
+        edgeact.export(model, target="openvino", precision="int8", spec=tiny_spec, data=held_out, out=tmp_path / "out")
+    for sample in (held_out / row.split(",")[0] for row in rows if row.endswith("train")):
+        sample.write_bytes(b"no video")
+    (held_out / "split.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(InputError, match="none of 24 videos can be used"):
+        edgeact.export(
+            model,
+            target="openvino",
+            precision="int8",
+            spec=tiny_spec,
+            data=held_out,
+            out=tmp_path / "out",
+            on_corrupt="skip",
+        )
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_int8_of_openvino_is_small_and_follows_the_simulation(
+    videos: Path, tiny_spec: ClipSpec, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = edgeact.create_model("ir_csn_26", num_classes=12, width=0.5)
+    gates = dataclasses.replace(Gates.defaults("int8"), min_agreement=0, max_drop_pt=100)  # untrained weights
+    bundle = edgeact.export(
+        model,
+        target="openvino",
+        precision="int8",
+        spec=tiny_spec,
+        data=videos,
+        out=tmp_path,
+        threads=1,
+        rounds=1,
+        calibration_clips=12,
+        gates=gates,
+    )
+    report = bundle.report()
+    assert report.held, report.failures
+    assert report.artifact["size_mb"] < 0.29 * report.artifact["weights_fp32_mb"], "a quarter, and the graph"
+    assert bundle.manifest["facts"]["calibration"] == {
+        "clips": 12,
+        "classes": 12,
+        "symmetric": False,
+        "partial_sums": False,
+        "observer": "min-max",
+    }
+    assert "int8: ranges from 12 clips of the training part" in report.notes
+    assert isinstance(report.placement, Placement)
+    kernels = report.placement.kernels
+    convolutions = {name: count for name, count in kernels.items() if name.startswith("Convolution")}
+    assert sum(convolutions.values()) == sum(isinstance(module, nn.Conv3d) for module in model.modules())
+    assert all(name.endswith("_I8") for name in convolutions), kernels
+    assert isinstance(report.numerics, Numerics)
+    assert {rung.name: rung.step_sqnr_db > 20 for rung in report.numerics.rungs} == {
+        "folded": True,
+        "quantized": True,
+        "artifact": True,
+    }
+
+
+def test_a_convolution_in_float_is_a_fallback_of_int8(
+    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet_torchao():
+        from edgeact.quantize.annotate import SchemeQuantizer
+
+    specs = SchemeQuantizer._specs
+    monkeypatch.setattr(
+        SchemeQuantizer, "_specs", lambda self, node: None if node.name == "conv3d_3" else specs(self, node)
+    )
+    bundle = edgeact.export(
+        tiny("ir_csn_26", tiny_spec),
+        target="openvino",
+        precision="int8",
+        spec=tiny_spec,
+        data=videos,
+        out=tmp_path,
+        threads=1,
+        rounds=1,
+        calibration_clips=12,
+        gates=dataclasses.replace(Gates.defaults("int8"), min_agreement=0, max_drop_pt=100),
+    )
+    report = bundle.report()
+    assert not report.held
+    assert any("1 ops fall back" in failure and "_f32" in failure for failure in report.failures), report.failures
+
+
+def test_int8_without_torchao_names_the_extra(
+    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "edgeact.quantize.calibrate", None)
+    with pytest.raises(MissingDependencyError, match=r"exporting in int8 needs torchao.*edgeact\[export\]"):
+        edgeact.export(
+            tiny("ir_csn_26", tiny_spec),
+            target="openvino",
+            precision="int8",
+            spec=tiny_spec,
+            data=videos,
+            out=tmp_path,
+            calibration_clips=12,
+        )

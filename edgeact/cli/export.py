@@ -16,7 +16,7 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option("--target", required=True, help="Where it must run: see `edgeact targets`.")
 @click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32 or fp16.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or int8 (see `edgeact targets`).")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
 @click.option("--backend", help="Of the target android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]")
 @click.option("--data", default="motion", show_default=True, help="Labelled videos; `motion` is the synthetic set.")
@@ -29,6 +29,13 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
     "--num-classes", type=click.IntRange(1), help="Classes of an untrained model.  [default: those of --data]"
 )
 @click.option("--clips", type=click.IntRange(1), help="Most clips to compare, even over the classes.  [default: all]")
+@click.option(
+    "--calibration-clips",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Clips of the training part that int8 takes its ranges from.",
+)
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Latency rounds.")
 @click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used, instead of failing.")

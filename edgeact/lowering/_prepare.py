@@ -11,7 +11,7 @@ from torch import fx
 from torch._decomp import decomposition_table
 
 from edgeact.lowering._rules import RULES, is_pointwise
-from edgeact.quantize import fold_batch_norm
+from edgeact.quantize.batch_norm import fold_batch_norm
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -16,6 +16,7 @@ __all__ = ["MODULES", "Runner"]
 MODULES = ("openvino",)  # one of them must be installed
 
 # Layers of the runtime model (`layerType`) that compute: one of them on a reference kernel is a fallback.
+_WEIGHTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 _COMPUTE = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Pooling", "Reduce", "Eltwise", "Subgraph"}
 
 
@@ -50,7 +51,10 @@ class Runner:
             "INFERENCE_PRECISION_HINT": "f32",  # without it bf16 may be chosen where the CPU has it
         }
         try:
-            self._compiled = ov.Core().compile_model(folder / "model.xml", "CPU", config)
+            core = ov.Core()
+            model = core.read_model(folder / "model.xml")
+            self._int8 = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+            self._compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as exc:
             reason = str(exc).strip().rpartition("\n")[2]
             raise ToolchainError(f"OpenVINO cannot load {folder / 'model.xml'}: {reason}") from exc
@@ -66,7 +70,10 @@ class Runner:
         return np.array(self._logits)
 
     def placement(self) -> Placement:
-        """Which kernel runs each compute op, read from the compiled model."""
+        """Which kernel runs each compute op, read from the compiled model.
+
+        In an int8 model a convolution or linear layer that runs in float is a fallback.
+        """
         kernels: Counter[str] = Counter()
         fallback = []
         for op in self._compiled.get_runtime_model().get_ordered_ops():
@@ -75,7 +82,8 @@ class Runner:
                 continue
             kernel = f"{info['layerType'].value} {info['primitiveType'].value}"
             kernels[kernel] += 1
-            if "ref" in info["primitiveType"].value.split("_"):
+            in_float = self._int8 and info["layerType"].value in _WEIGHTED and not kernel.endswith("_I8")
+            if in_float or "ref" in info["primitiveType"].value.split("_"):
                 fallback.append(f"{op.get_friendly_name()} ({kernel})")
         return Placement(
             accelerated_ops=sum(kernels.values()) - len(fallback),

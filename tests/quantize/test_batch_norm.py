@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeact.quantize import fold_batch_norm
+from edgeact.quantize.batch_norm import fold_batch_norm
 
 
 def randomize_(model: nn.Module) -> nn.Module:

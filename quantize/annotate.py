@@ -1,0 +1,121 @@
+"""Where a graph is quantized: our own PT2E quantizer, so that no convolution is left in float without being told.
+
+    x ─q─ conv ─ relu ─q─ max_pool ─(q of its input)─ conv ─q─┐
+                                                    relu ─q─ add ─ relu ─q─ mean ─q─ linear ─q─ logits
+
+Every op that computes gets int8 inputs and an int8 output, behind the activation that runtimes fuse with it; an op that
+moves data has the scale of its input, so it costs nothing. What is in neither table stays in float.
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from edgeact.quantize.scheme import Scheme
+
+__all__ = ["SchemeQuantizer", "adds_taps", "is_weighted"]
+
+_WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear"}
+_FUSED = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}  # runtimes clamp as they write int8
+_COMPUTING = """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add add_ avg_pool2d avg_pool3d elu hardsigmoid hardswish
+    hardswish_ hardtanh hardtanh_ leaky_relu leaky_relu_ mean mul mul_ relu relu_ relu6 relu6_ sigmoid silu silu_ sub
+"""
+_MOVING = """
+    adaptive_max_pool3d clone constant_pad_nd contiguous dropout expand flatten flip index_select max_pool2d max_pool3d
+    pad permute reshape select slice squeeze transpose unsqueeze view
+"""
+_SMALLEST_SCALE = 2.0**-20
+
+
+def _name(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", "").partition(".")[0] if node.op == "call_function" else ""
+
+
+def is_weighted(node: fx.Node) -> bool:
+    """Whether `node` is a convolution or a linear layer."""
+    return _name(node) in _WEIGHTED
+
+
+def adds_taps(node: fx.Node) -> bool:
+    """Whether a 2-D form of `node` is a sum of one convolution per temporal tap: see `edgeact.lowering.convolution`."""
+    if _name(node) != "conv3d":
+        return False
+    x, weight = (argument.meta["val"].shape for argument in node.all_input_nodes[:2])
+    return bool(x[1] != weight[1] and weight[2] > 1)
+
+
+class SchemeQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates a network's ATen graph, BatchNorm folded, as `scheme` says."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        symmetric = scheme.symmetric
+        observer = {"min-max": MinMaxObserver, "histogram": HistogramObserver}[scheme.observer]
+        self._scheme = scheme
+        self._activation = QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-127 if symmetric else -128,
+            quant_max=127,
+            qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
+            observer_or_fake_quant_ctr=observer.with_args(eps=_SMALLEST_SCALE),
+        )
+        self._weight = QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-127,
+            quant_max=127,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=0,
+            observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_SMALLEST_SCALE),
+        )
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Write `meta["quantization_annotation"]` on every op of the two tables."""
+        for node in model.graph.nodes:
+            if (spec := self._specs(node)) is not None:
+                inputs, output = spec
+                node.meta["quantization_annotation"] = QuantizationAnnotation(
+                    input_qspec_map=inputs, output_qspec=output, _annotated=True
+                )
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Every annotation is ours."""
+
+    def _specs(self, node: fx.Node) -> tuple[dict[fx.Node, Any], Any] | None:
+        """Of the inputs by node, and of the output; None leaves `node` in float."""
+        name, act = _name(node), self._activation
+        before: Any = node.args[0] if node.args else None
+        if name in _WEIGHTED:
+            weight: Any = node.args[1]
+            keep = self._scheme.partial_sums and adds_taps(node)
+            return {before: act, weight: self._weight}, act if keep or not _is_fused(node) else None
+        if name == "cat":
+            first, *others = before
+            shared = SharedQuantizationSpec((first, node))
+            return {first: act} | {other: shared for other in others if other is not first}, shared
+        if name in _MOVING.split():
+            return {before: act}, SharedQuantizationSpec((before, node))
+        if name in _COMPUTING.split() and all(_is_float(argument) for argument in node.all_input_nodes):
+            follows = name in _FUSED and _is_fused(before)
+            return {} if follows else dict.fromkeys(node.all_input_nodes, act), None if _is_fused(node) else act
+        return None
+
+
+def _is_fused(node: fx.Node) -> bool:
+    """Whether runtimes compute `node` and the activation that alone consumes it as one op."""
+    users = list(node.users)
+    able = is_weighted(node) or _name(node) in ("add", "add_")
+    return able and len(users) == 1 and _name(users[0]) in _FUSED
+
+
+def _is_float(node: fx.Node) -> bool:
+    return node.op != "get_attr" and node.meta["val"].dtype == torch.float32

@@ -1,0 +1,52 @@
+"""int8 as OpenVINO wants it: FakeQuantize on activations, int8 weights times their scales.
+
+    x ─ quantize ─ dequantize ─ conv ◄ dequantize ◄ int8 weight        PT2E
+    x ─ fake_quantize ───────── conv ◄ mul ◄ cast ◄ int8 weight        here
+
+With quantize and dequantize ops OpenVINO leaves depthwise Conv3d in float; so written, its low-precision
+transformations (openvino/src/common/low_precision_transformations) take every convolution, and weights are stored as
+int8.
+"""
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["with_fake_quantize"]
+
+_aten = torch.ops.aten
+
+
+def with_fake_quantize(program: "ExportedProgram") -> "ExportedProgram":
+    """`program`, in whose place of quantize and dequantize ops stands what OpenVINO's frontend translates."""
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    for node in list(module.graph.nodes):
+        name = str(node.target)
+        with module.graph.inserting_before(node):
+            if name.startswith("quantized_decomposed.dequantize_per_tensor"):
+                x, scale, zero_point, low, high, *_ = node.args[0].args
+                fake = _aten.fake_quantize_per_tensor_affine.default
+                node.replace_all_uses_with(module.graph.call_function(fake, (x, scale, zero_point, low, high)))
+            elif name.startswith("quantized_decomposed.dequantize_per_channel"):
+                node.replace_all_uses_with(_scaled(module, node))
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    with torch.no_grad():
+        return torch.export.export(module, *program.example_inputs)
+
+
+def _scaled(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The int8 weight of `node` cast to float, times its scales, one for each output channel."""
+    weight: Any = node.args[0]
+    scales: Any = node.args[1]
+    shape = (-1, *(1,) * (operator.attrgetter(weight.target)(module).ndim - 1))
+    name = f"{node.name}_scales"
+    module.register_buffer(name, operator.attrgetter(scales.target)(module).float().view(shape))
+    cast = module.graph.call_function(_aten._to_copy.default, (weight,), {"dtype": torch.float32})
+    return module.graph.call_function(_aten.mul.Tensor, (cast, module.graph.get_attr(name)))
