@@ -23,9 +23,10 @@ def test_the_commands_and_the_code(tmp_path: Path, cache: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         extra = " --clips 12 --rounds 1 --quiet" if command.startswith("edgeact export") else ""
+        extra += " --calibration-clips 12" if "int8" in command else ""
         done = subprocess.run(
             command + extra, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
