@@ -32,6 +32,7 @@ def quantize(
     assert scheme is not None, "a target with int8 has a scheme"
     with quiet_torchao():
         try:
+            from edgeact.quantize.annotate import in_float
             from edgeact.quantize.calibrate import calibrate
         except ImportError as exc:
             raise MissingDependencyError("torchao", "export", "exporting in int8") from exc
@@ -40,5 +41,6 @@ def quantize(
     counts = {
         "clips": len(samples) - len(calibration.skipped),
         "classes": len({sample.label for sample in samples}),
+        "in_float": in_float(network),
     }
     return network, counts | dataclasses.asdict(scheme)

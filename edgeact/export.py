@@ -193,6 +193,8 @@ def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], no
         rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
         facts = {**facts, "calibration": calibrated}
         notes = (f"int8: ranges from {calibrated['clips']} clips of the training part", *notes)
+        if calibrated["in_float"]:
+            notes = (f"int8: in float stay {', '.join(calibrated['in_float'])}", *notes)
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, shown[0][1])
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))

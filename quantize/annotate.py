@@ -21,7 +21,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgeact.quantize.scheme import Scheme
 
-__all__ = ["SchemeQuantizer", "adds_taps", "is_weighted"]
+__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted"]
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear"}
 _FUSED = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}  # runtimes clamp as they write int8
@@ -51,6 +51,12 @@ def adds_taps(node: fx.Node) -> bool:
         return False
     x, weight = (argument.meta["val"].shape for argument in node.all_input_nodes[:2])
     return bool(x[1] != weight[1] and weight[2] > 1)
+
+
+def in_float(quantized: fx.GraphModule) -> list[str]:
+    """Names of the convolutions and linear layers of an int8 network that are not int8."""
+    weighted = [node for node in quantized.graph.nodes if is_weighted(node)]
+    return [n.name for n in weighted if not all("dequantize" in str(x.target) for x in n.all_input_nodes[:2])]
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]

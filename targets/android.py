@@ -3,8 +3,8 @@
 Neither has 3-D kernels: a stock 3-D network fails when it is loaded (`aten::max_pool3d_with_indices.out`) or run (5-D
 convolution), so time is lowered. The unrolled form goes to either as one delegate; the cast of the uint8 clip is
 outside, since neither has one. fp16 computes in float16 throughout: logits alone are cast back; ExecuTorch keeps the
-weights of convolutions in float32 (op_conv2d.py, force_fp32), so the file is not smaller. `placement.json` lists
-what was delegated and what was not, as read from the program.
+weights of convolutions in float32 (op_conv2d.py, force_fp32), so the file is not smaller. int8 computes in XNNPACK's
+qs8 kernels, up to the logits. `placement.json` lists what was delegated and what was not, as read from the program.
 """
 
 import json
@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.errors import InputError, MissingDependencyError, ToolchainError
+from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -31,15 +32,17 @@ class Android:
     """`model.pte` and `placement.json`."""
 
     summary = "Android CPUs and GPUs, through ExecuTorch"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
     forms = ("unrolled", "folded")
-    scheme = None
+    scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
     runtime = "executorch"
 
     def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
         """Delegate to the backend and write the program; see `Target.compile`."""
         backend, half = options["backend"], precision == "fp16"
+        if precision == "int8" and backend != "xnnpack":
+            raise InputError(f"int8 goes to the backend xnnpack alone; {backend} takes fp32 and fp16")
         with _toolchain():
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 

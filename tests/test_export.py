@@ -381,6 +381,7 @@ def test_int8_of_openvino_is_small_and_follows_the_simulation(
     assert bundle.manifest["facts"]["calibration"] == {
         "clips": 12,
         "classes": 12,
+        "in_float": [],
         "symmetric": False,
         "partial_sums": False,
         "observer": "min-max",
@@ -423,6 +424,7 @@ def test_a_convolution_in_float_is_a_fallback_of_int8(
     )
     report = bundle.report()
     assert not report.held
+    assert "int8: in float stay conv3d_3" in report.notes
     assert any("1 ops fall back" in failure and "_f32" in failure for failure in report.failures), report.failures
 
 

@@ -27,6 +27,7 @@ from edgeact.targets import check_options, get_target
 LOWERED = [
     ("android", "fp32"),
     ("android", "fp16"),
+    ("android", "int8"),
     ("litert", "fp32"),
     pytest.param("litert", "fp16", marks=pytest.mark.slow),
 ]
@@ -64,10 +65,11 @@ def test_a_lowered_network_on_its_target(
     assert report.held, report.failures
     assert report.form == "unrolled"
     assert isinstance(report.numerics, Numerics)
-    assert [rung.name for rung in report.numerics.rungs] == ["folded", "lowered", "artifact"]
+    rungs = ["folded", *["quantized"] * (precision == "int8"), "lowered", "artifact"]
+    assert [rung.name for rung in report.numerics.rungs] == rungs
     assert isinstance(report.placement, Placement)
     assert report.placement.fallback_ops == 0
-    assert report.placement.kernels["delegates"] == 1
+    assert report.placement.kernels["delegates"] == 1 or precision == "int8"
     outside = [name for name in report.placement.kernels if name.startswith("outside")]
     assert len(outside) == 1, "the cast of the uint8 clip alone"
     assert edgeact.validate(bundle, threads=1, rounds=1).held
@@ -136,6 +138,22 @@ def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
     file.write_text('{"backend": "cuda", "delegates": [], "outside": {}}')
     with pytest.raises(BundleError, match="the backend 'cuda' is not known"):
         _read_placement(file)
+
+
+def test_int8_is_for_xnnpack(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="int8 goes to the backend xnnpack alone; vulkan takes fp32 and fp16"):
+        edgeact.export(
+            Small(),
+            target="android",
+            precision="int8",
+            options={"backend": "vulkan"},
+            spec=tiny_spec,
+            data=videos,
+            out=tmp_path / "out",
+            calibration_clips=12,
+            clips=12,
+        )
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_vulkan_is_compiled_here_and_measured_on_the_phone(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
 from edgeact.lowering._prepare import prepare, quiet
 from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
 from edgeact.lowering._timed import Form, Timed, map_chunks
+from edgeact.lowering.quantized import settle_scales
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -59,6 +60,7 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
     if form not in get_args(Form):
         raise UnknownNameError("form", form, get_args(Form))
     lowered, examples = rewrite(prepare(program), form, taps)
+    settle_scales(lowered)
     forward = program.module_call_graph[0].signature
     assert forward is not None
     assert forward.forward_arg_names is not None

@@ -1,0 +1,80 @@
+"""The lowered int8 graph: every op between a dequantize and a quantize, and no value rounded more than it must be."""
+
+import numpy as np
+import pytest
+import torch
+from lowering_checks import FORMS
+from torch import nn
+from torch.nn import functional
+
+from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, quiet_torchao, run_program
+from edgeact.clip import ClipSpec
+from edgeact.numerics import compare_outputs
+from edgeact.quantize.scheme import Scheme
+
+with quiet_torchao():
+    from edgeact.quantize.calibrate import calibrate
+
+SPEC = ClipSpec(frames=4, short_side=16, crop_height=16, crop_width=16)
+QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
+DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
+
+
+class Block(nn.Module):
+    """A dense stem over time, a padded pool over time, a depthwise block with a residual, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.depthwise = nn.Conv3d(3, 8, 3, padding=1), nn.Conv3d(8, 8, 3, padding=1, groups=8)
+        self.point, self.fc = nn.Conv3d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, clip):
+        x = functional.max_pool3d(self.stem(clip).relu(), 3, (1, 2, 2), 1)
+        x = (self.point(self.depthwise(x).relu()) + x).relu()
+        return self.fc(self.depthwise(x).mean((2, 3, 4)))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [np.random.default_rng(i).integers(0, 256, (1, *SPEC.clip_shape), dtype=np.uint8) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def quantized(clips):
+    with quiet_torchao():
+        return calibrate(fold(Block().eval(), SPEC), clips, SPEC, Scheme(partial_sums=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_convolution_pool_and_sum_of_taps_is_int8(form, quantized, clips):
+    program = lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0])
+    counted = dict.fromkeys(("conv2d", "linear", "max_pool2d", "maximum", "cat", "taps"), 0)
+    for node in program.graph.nodes:
+        name = str(node.target).removeprefix("aten.").partition(".")[0]
+        users = {str(user.target) for user in node.users}
+        taps = name == "add" and all("dequantize" in str(n.target) for n in node.all_input_nodes)
+        if taps and len({n.args[1] for n in node.all_input_nodes}) == 1:
+            counted["taps"] += 1
+        if name in counted:
+            counted[name] += 1
+            assert all("dequantize" in str(n.target) for n in node.all_input_nodes[:2]), node
+            assert users <= {QUANTIZE, "aten.relu.default"}, node
+    assert all(counted[name] for name in ("conv2d", "linear", "max_pool2d", "maximum", "taps"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_follows_the_simulation(form, quantized, clips):
+    lowered = run_program(lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0]))
+    simulated, found = (np.concatenate([run(clip) for clip in clips]) for run in (eager(quantized, SPEC), lowered))
+    sqnr_db, _, _ = compare_outputs(simulated, found)
+    assert sqnr_db > 25
+
+
+def test_what_moves_keeps_its_scale(quantized, clips):
+    program = lower_and_prove(behind_uint8(quantized, SPEC), "unrolled", clips[0])
+    moved = [n for n in program.graph.nodes if str(n.target) in ("aten.cat.default", "aten.max_pool2d.default")]
+    assert len(moved) >= 8
+    for node in moved:
+        (quantize,) = node.users
+        assert quantize.args[1:] == node.all_input_nodes[0].args[1:6]
