@@ -196,7 +196,8 @@ def _unrounded(program: "ExportedProgram") -> "GraphModule":
     module = program.module(check_guards=False)
     assert isinstance(module, torch.fx.GraphModule)
     for node in module.graph.nodes:
-        if str(node.target).startswith("quantized_decomposed.dequantize_per_tensor"):
+        dequantizes = str(node.target).startswith("quantized_decomposed.dequantize_per_tensor")
+        if dequantizes and node.args[0].op == "call_function":  # not a constant
             node.replace_all_uses_with(node.args[0].args[0])
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -30,15 +30,24 @@ def with_fake_quantize(program: "ExportedProgram") -> "ExportedProgram":
         name = str(node.target)
         with module.graph.inserting_before(node):
             if name.startswith("quantized_decomposed.dequantize_per_tensor"):
-                x, scale, zero_point, low, high, *_ = node.args[0].args
-                fake = _aten.fake_quantize_per_tensor_affine.default
-                node.replace_all_uses_with(module.graph.call_function(fake, (x, scale, zero_point, low, high)))
+                node.replace_all_uses_with(_fake(module, node))
             elif name.startswith("quantized_decomposed.dequantize_per_channel"):
                 node.replace_all_uses_with(_scaled(module, node))
     module.graph.eliminate_dead_code()
     module.recompile()
     with torch.no_grad():
         return torch.export.export(module, *program.example_inputs)
+
+
+def _fake(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The value that `node` dequantizes, rounded in one op; of the lowering's int8 zeros, zeros in float."""
+    before: Any = node.args[0]
+    if before.op == "get_attr":
+        name = f"{node.name}_zeros"
+        module.register_buffer(name, torch.zeros(operator.attrgetter(before.target)(module).shape))
+        return module.graph.get_attr(name)
+    x, scale, zero_point, low, high, *_ = before.args
+    return module.graph.call_function(_aten.fake_quantize_per_tensor_affine.default, (x, scale, zero_point, low, high))
 
 
 def _scaled(module: fx.GraphModule, node: fx.Node) -> fx.Node:

@@ -44,7 +44,7 @@ def settle_scales(module: fx.GraphModule) -> None:
         if scale is None:
             continue
         for constant in (argument for argument in node.all_input_nodes if argument.op == "get_attr"):
-            _quantize(module.graph, constant, scale)
+            node.replace_input_with(constant, _int8_zeros(module, constant, scale))
         if not any(_is_quantize(user) for user in node.users):
             _quantize(module.graph, node, scale)
     module.graph.eliminate_dead_code()
@@ -82,6 +82,20 @@ def _quantize(graph: fx.Graph, node: fx.Node, scale: tuple[Any, ...]) -> None:
     for new in (quantize, dequantize):
         new.meta = {name: node.meta[name] for name in ("val", "source") if name in node.meta}
     node.replace_all_uses_with(dequantize, delete_user_cb=lambda user: user is not quantize)
+
+
+def _int8_zeros(module: fx.GraphModule, constant: fx.Node, scale: tuple[Any, ...]) -> fx.Node:
+    """The constant zeros, dequantized from int8."""
+    zeros = module.get_buffer(str(constant.target))
+    name = f"{constant.target}_int8_{len(list(module.buffers()))}"
+    module.register_buffer(name, torch.full_like(zeros, scale[1], dtype=scale[4]))
+    with module.graph.inserting_after(constant):
+        stored = module.graph.get_attr(name)
+    stored.meta["val"] = constant.meta["val"].to(scale[4])
+    with module.graph.inserting_after(stored):
+        dequantize = module.graph.call_function(_quantized.dequantize_per_tensor.default, (stored, *scale))
+    dequantize.meta = dict(constant.meta)
+    return dequantize
 
 
 def _is_sum_of_taps(node: Any) -> bool:
