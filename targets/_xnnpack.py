@@ -62,6 +62,6 @@ def _condition(name: str, node: fx.Node) -> str | None:
         return "a power is a square alone"
     if name == "softmax" and args[1] % rank != rank - 1:
         return "softmax is over the last dimension alone"
-    if name == "avg_pool2d" and (any(args[4:5]) or (any(args[3:4] and args[3]) and (len(args) < 6 or args[5]))):
+    if name == "avg_pool2d" and (any(args[4:5]) or len(args) < 6 or args[5]):
         return "average pooling neither rounds up nor counts its padding"
     return None

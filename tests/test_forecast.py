@@ -142,3 +142,21 @@ def test_powers_and_uneven_bins_fall_back(tiny_spec: ClipSpec) -> None:
     found = forecast(Powers(), target="android", spec=tiny_spec)
     behind = [(layer.op, layer.shape) for layer in found.layers if layer.support == "falls back"]
     assert behind == [("adaptive_avg_pool3d", (1, 3, 1, 5, 5)), ("pow", (1, 3, 1, 5, 5))]
+
+
+class Averages(nn.Module):
+    """Every average of a volume: without padding all of them are what XNNPACK takes."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = functional.avg_pool3d(clip, (2, 3, 3), (1, 2, 2))
+        x = functional.avg_pool2d(x[0].transpose(0, 1), 3).transpose(0, 1)[None]
+        return functional.adaptive_avg_pool3d(x, (1, 1, 5)).mean((2, 3, 4))
+
+
+def test_averages_are_delegated(tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    found = forecast(Averages(), target="android", spec=tiny_spec)
+    assert not supports(found, "falls back")
+    clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
+    program = lower_and_prove(behind_uint8(fold(Averages().eval(), tiny_spec), tiny_spec), "unrolled", clip)
+    get_target("android").compile(program, tmp_path, "fp32", check_options("android", {}))
+    assert not load_runner("executorch", tmp_path, tiny_spec, 1).placement().fallback

@@ -15,7 +15,7 @@ from edgeact.lowering._emitter import QuantizedConstant, shape_of
 from edgeact.lowering._rules import Lowering, rule
 from edgeact.lowering._timed import Timed, filled, map_chunks
 
-__all__ = ["image_op", "last_dims_op", "matrix_product", "over_one_dim"]
+__all__ = ["average", "image_op", "last_dims_op", "matrix_product", "over_one_dim"]
 
 _aten = torch.ops.aten
 _POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default)
@@ -36,12 +36,27 @@ def image_op(lo: Lowering, x: Any, *args: Any, **kwargs: Any) -> Any:
     """An op over `[N, C, H, W]`."""
     if lo.op in _POOLS and not any(args[1:2]):  # the kernel's size is the default, which not every backend knows
         args = (args[0], args[0], *args[2:])
+    if lo.op is _aten.avg_pool2d.default:
+        args = average(*args)
     if not isinstance(x, Timed):
         return lo.e(lo.op, x, *args, **kwargs)
     if x.axis != 0 or len(x.shape) != 4:
         return lo.e(lo.op, lo.whole(x), *args, **kwargs)
     chunks = tuple(lo.e(lo.op, chunk, *args, **kwargs) for chunk in filled(lo.e, x).chunks)
     return Timed(chunks, (x.frames, *shape_of(chunks[0])[1:]), 0, x.form)
+
+
+def average(
+    kernel: Any,
+    stride: Any,
+    padding: Any = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> tuple[Any, ...]:
+    """Arguments of avg_pool2d as XNNPACK's partitioner takes them: padding that is not there is not counted."""
+    given = (list(kernel), list(stride), list(padding), ceil_mode, count_include_pad and any(padding))
+    return given if divisor is None else (*given, divisor)
 
 
 @rule(_aten.max_pool2d_with_indices.default, _aten.adaptive_max_pool2d.default)

@@ -18,6 +18,7 @@ from edgeact.lowering._emitter import shape_of
 from edgeact.lowering._rules import Lowering, rule
 from edgeact.lowering._timed import Timed, filled, gather, map_chunks
 from edgeact.lowering.convolution import _triple
+from edgeact.lowering.frames import average
 
 __all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
 
@@ -102,8 +103,8 @@ def avg_pool3d(
     flat_divisor = None if divisor_override is None else 1
     if hw != [[1, 1], [1, 1], [0, 0]]:
         ceil = ceil_mode and _ceil_matters(x.shape[3:], [*hw, [1, 1]])
-        rest = (ceil, count_include_pad, flat_divisor)
-        x = _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.avg_pool2d.default, chunk, *hw, *rest)))
+        flat = average(hw[0], hw[1], hw[2], ceil, count_include_pad, flat_divisor)
+        x = _sized(map_chunks(lo.e, x, lambda chunk: lo.e(_aten.avg_pool2d.default, chunk, *flat)))
     windows = _windows(x.frames, kernel[0], stride[0], padding[0], 1, ceil_mode)
     inside = [[t for t in window if 0 <= t < x.frames] for window in windows]
     bounded = [sum(t < x.frames + padding[0] for t in window) for window in windows]  # ceil_mode looks further
@@ -157,7 +158,7 @@ def adaptive_avg_pool3d(lo: Lowering, x: Any, size: Any) -> Timed:
         return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.mean.dim, chunk, [2, 3], True)))
     if mean.shape[3] % height == 0 and mean.shape[4] % width == 0:  # equal bins: what every backend takes
         bin_ = [mean.shape[3] // height, mean.shape[4] // width]
-        return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.avg_pool2d.default, chunk, bin_, bin_)))
+        return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.avg_pool2d.default, chunk, *average(bin_, bin_))))
     return _sized(map_chunks(lo.e, mean, lambda chunk: lo.e(_aten.adaptive_avg_pool2d.default, chunk, [height, width])))
 
 

@@ -36,8 +36,10 @@ _KEEPS_SCALE = {
 
 def settle_scales(module: fx.GraphModule) -> None:
     """Write the quantize and dequantize ops that the lowering left out; in place. Nothing happens to a float graph."""
+    if not any(str(node.target).startswith("quantized_decomposed.") for node in module.graph.nodes):
+        return  # and the ops may not even be registered: torchao does that
     for node in list(module.graph.nodes):
-        if node.target is _quantized.quantize_per_tensor.default and _is_sum_of_taps(node.args[0]):
+        if _is_quantize(node) and _is_sum_of_taps(node.args[0]):
             _quantize_taps(module.graph, node)
     for node in list(module.graph.nodes):
         scale = _common_scale(module, node)
