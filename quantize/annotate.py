@@ -19,6 +19,8 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
+from edgeact.lowering import Conv, default_taps
+from edgeact.lowering.convolution import MOST_STACKED
 from edgeact.quantize.scheme import Scheme
 
 __all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted"]
@@ -46,11 +48,20 @@ def is_weighted(node: fx.Node) -> bool:
 
 
 def adds_taps(node: fx.Node) -> bool:
-    """Whether a 2-D form of `node` is a sum of one convolution per temporal tap: see `edgeact.lowering.convolution`."""
+    """Whether the 2-D forms of `node` add convolutions over some of its temporal taps (`lowering.convolution`)."""
     if _name(node) != "conv3d":
         return False
     x, weight = (argument.meta["val"].shape for argument in node.all_input_nodes[:2])
-    return bool(x[1] != weight[1] and weight[2] > 1)
+    frames = (x[2], node.meta["val"].shape[2])
+    conv = Conv(
+        in_channels=x[1],
+        out_channels=weight[0],
+        groups=x[1] // weight[1],
+        kernel=tuple(weight[2:]),
+        frames_in=frames[0],
+        frames_out=frames[1],
+    )
+    return bool(weight[2] > 1 and (default_taps(conv) == "sum" or weight[2] > MOST_STACKED))
 
 
 def in_float(quantized: fx.GraphModule) -> list[str]:

@@ -14,8 +14,8 @@ class Scheme:
 
     Attributes:
         symmetric: Activations have their zero at 0, as TensorRT wants; otherwise anywhere: one bit more after a ReLU.
-        partial_sums: The target adds the temporal taps of grouped convolutions as int8 tensors, so these sums need
-            a scale of their own; a volumetric target adds them in its accumulator.
+        partial_sums: The target adds temporal taps as int8 tensors where its 2-D form does (grouped, large and deep
+            kernels), so these sums need a scale of their own; a volumetric target adds them in its accumulator.
         observer: How a range follows from what was seen: its extremes, or the range of the histogram that loses least
             (torchao's HistogramObserver).
     """

@@ -26,10 +26,10 @@ from edgeact.lowering._rules import Conv, Lowering, rule
 from edgeact.lowering._timed import Timed, gather
 from edgeact.lowering.movement import pad
 
-__all__ = ["conv3d"]
+__all__ = ["MOST_STACKED", "conv3d"]
 
 _aten = torch.ops.aten
-_MOST_STACKED = 5  # LiteRT's XNNPACK delegate concatenates no more, and its converter merges what is nested
+MOST_STACKED = 5  # LiteRT's XNNPACK delegate concatenates no more, and its converter merges what is nested
 
 
 def _triple(value: Any) -> tuple[int, int, int]:
@@ -128,7 +128,7 @@ class _Writer:
         """`taps` over their `frames`, and the bias."""
         taps = list(taps)
         if self.taps == "stack":
-            groups = -(-len(taps) // _MOST_STACKED)
+            groups = -(-len(taps) // MOST_STACKED)
             parts = [(taps[i::groups], frames[i::groups]) for i in range(groups)]
             stacked = [
                 self._conv(some, self.e.cat(of, 1), None if i else self.bias) for i, (some, of) in enumerate(parts)
