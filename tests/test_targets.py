@@ -140,6 +140,15 @@ def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
         _read_placement(file)
 
 
+def test_a_model_that_executorch_cannot_run(tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    clip = np.zeros((1, *tiny_spec.clip_shape), np.uint8)
+    program = lower_and_prove(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), "unrolled", clip)
+    get_target("android").compile(program, tmp_path, "fp32", {"backend": "xnnpack"})
+    runner = load_runner("executorch", tmp_path, tiny_spec, 1)
+    with pytest.raises(ToolchainError, match="ExecuTorch cannot run this model: "):
+        runner(clip[:, :, :-1])
+
+
 def test_int8_is_for_xnnpack(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="int8 goes to the backend xnnpack alone; vulkan takes fp32 and fp16"):
         edgeact.export(

@@ -80,7 +80,10 @@ class Runner:
         """Logits of one clip; `clip` must have the bundle's shape, uint8, RGB."""
         if self._method is None:
             raise ToolchainError(f"this bundle cannot be run on this machine: {self.missing}")
-        logits: NDArray[np.float32] = self._method.execute([self._from_numpy(clip)])[0].numpy()
+        try:
+            logits: NDArray[np.float32] = self._method.execute([self._from_numpy(clip)])[0].numpy()
+        except RuntimeError as exc:
+            raise ToolchainError(f"ExecuTorch cannot run this model: {str(exc).splitlines()[0]}") from exc
         return logits
 
     def placement(self) -> Placement:
