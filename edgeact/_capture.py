@@ -143,8 +143,8 @@ def quiet_torchao() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
-    """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` with B=1 -> `logits_BK`.
+def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False) -> "GraphModule":
+    """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` -> `logits_BK`, with B=1 or any.
 
     Raises:
         ToolchainError: torch.export cannot capture the network.
@@ -153,9 +153,10 @@ def fold(model: "nn.Module", spec: ClipSpec) -> "GraphModule":
 
     from edgeact.quantize.batch_norm import fold_batch_norm
 
-    clip = torch.zeros(1, 3, spec.frames, spec.crop_height, spec.crop_width)
+    clip = torch.zeros(2 if any_batch else 1, 3, spec.frames, spec.crop_height, spec.crop_width)
+    free = ({0: torch.export.Dim("batch")},) if any_batch else None
     with _export_errors(), torch.no_grad():
-        graph: GraphModule = torch.export.export(model, (clip,)).module(check_guards=False)
+        graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
         fold_batch_norm(graph)
     return graph
 

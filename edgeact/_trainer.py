@@ -37,12 +37,20 @@ class Trainer:
         rank: Of this process, of `world`.
         world: Number of processes.
         steps: Batches of an epoch.
+        teacher: Whose logits to follow, by the share `config.qat.distill`; None learns from the labels alone.
     """
 
     def __init__(
-        self, model: nn.Module, config: "TrainConfig", device: torch.device, rank: int, world: int, steps: int
+        self,
+        model: nn.Module,
+        config: "TrainConfig",
+        device: torch.device,
+        rank: int,
+        world: int,
+        steps: int,
+        teacher: nn.Module | None,
     ) -> None:
-        self.model, self.config, self.device = model, config, device
+        self.model, self.config, self.device, self.teacher = model, config, device, teacher
         self.rank, self.world, self.steps = rank, world, steps
         torch.manual_seed(config.seed)
         # DDP averages the gradients; its forward is the model's own.
@@ -88,9 +96,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             target = torch.from_numpy(labels).to(self.device)
-            with self.autocast:
-                logits_BK = self.parallel(self._to_device(clips, spec))
-            loss = torch.nn.functional.cross_entropy(logits_BK.float(), target, label_smoothing=config.label_smoothing)
+            loss = self._loss(self._to_device(clips, spec), target)
             if not torch.isfinite(loss):
                 raise InputError(f"the loss is {loss.item()} at epoch {epoch}, step {step}: lower --lr")
             self.optimizer.zero_grad()
@@ -105,6 +111,18 @@ class Trainer:
             "train_loss": total / self.steps,
             "seconds": round(time.monotonic() - started, 3),
         }
+
+    def _loss(self, clips_BCTHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy with the labels, and with the teacher's probabilities."""
+        with self.autocast:
+            logits_BK = self.parallel(clips_BCTHW).float()
+        smoothing, qat = self.config.label_smoothing, self.config.qat
+        loss = torch.nn.functional.cross_entropy(logits_BK, target_B, label_smoothing=smoothing)
+        if self.teacher is None or qat is None or not qat.distill:
+            return loss
+        with self.autocast, torch.no_grad():
+            follow_BK = self.teacher(clips_BCTHW).float().softmax(1)
+        return (1 - qat.distill) * loss + qat.distill * torch.nn.functional.cross_entropy(logits_BK, follow_BK)
 
     def validate(self, val: Sequence[tuple[NDArray[np.uint8], int]], spec: ClipSpec) -> dict[str, float]:
         """Mean loss and top-1 over the validation clips, shared out over the processes."""

@@ -1,10 +1,11 @@
 """Checkpoints: safetensors with one JSON metadata field. Nothing is unpickled and nothing named inside is imported.
 
 weights.safetensors
-├── tensors      the model's state_dict
+├── tensors      the model's state_dict; after quantization-aware training also quantized/…, the int8 network's weights
 └── metadata     {"edgeact": '{"version": 1, "model": …, "options": …, "spec": …, "labels": …, "training": …}'}
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeact.clip import ClipSpec
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError
+from edgeact.quantize.scheme import Scheme
+from edgeact.quantize.state import QuantizedState
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 _VERSION = 1
+_QUANTIZED = "quantized/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class Checkpoint:
         labels: Class names in the order of the logits.
         training: Facts of the training run, free-form JSON; `curves` holds one row per epoch.
         state: The state dict.
+        quantized: The int8 network that was trained to follow `state`; None without quantization-aware training.
     """
 
     model: str
@@ -49,6 +54,7 @@ class Checkpoint:
     labels: tuple[str, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, "Tensor"] = field(repr=False)
+    quantized: QuantizedState | None = None
 
 
 def packaged_checkpoint() -> Path:
@@ -68,7 +74,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "labels": list(checkpoint.labels),
         "training": dict(checkpoint.training),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
+    state = dict(checkpoint.state)
+    if (quantized := checkpoint.quantized) is not None:
+        fields["quantized"] = {"scheme": dataclasses.asdict(quantized.scheme), "ranges": dict(quantized.ranges)}
+        state |= {_QUANTIZED + name: tensor for name, tensor in quantized.weights.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -110,12 +120,25 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             spec=ClipSpec.from_dict(fields["spec"]),
             labels=tuple(str(label) for label in fields["labels"]),
             training=dict(fields["training"]),
-            state=state,
+            quantized=_quantized(fields, state),
+            state={name: tensor for name, tensor in state.items() if not name.startswith(_QUANTIZED)},
         )
-    except (json.JSONDecodeError, KeyError, TypeError, InputError) as exc:
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError, InputError) as exc:
         if isinstance(exc, CheckpointError):
             raise
         raise CheckpointError(f"{file} has damaged edgeact metadata: {exc}") from exc
+
+
+def _quantized(fields: Mapping[str, Any], state: Mapping[str, "Tensor"]) -> QuantizedState | None:
+    if "quantized" not in fields:
+        return None
+    ranges = fields["quantized"]["ranges"]
+    return QuantizedState(
+        scheme=Scheme.from_dict(fields["quantized"]["scheme"]),
+        spec=ClipSpec.from_dict(fields["spec"]),
+        ranges={name: (float(low), float(high)) for name, (low, high) in ranges.items()},
+        weights={n.removeprefix(_QUANTIZED): tensor for n, tensor in state.items() if n.startswith(_QUANTIZED)},
+    )
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, "Tensor"]:

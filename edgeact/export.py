@@ -23,11 +23,13 @@ from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, cpu_name, describe_environment, today
-from edgeact.errors import InputError
+from edgeact.errors import InputError, UnknownNameError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.quantize.scheme import OBSERVERS, Observer
+from edgeact.quantize.state import QuantizedState
 from edgeact.runtime import Runner, load_runner
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import Target, check_form, check_options, check_precision, get_target
@@ -56,6 +58,8 @@ def export(
     gates: Gates | None = None,
     clips: int | None = None,
     calibration_clips: int = 64,
+    observer: Observer = "min-max",
+    quantized: QuantizedState | None = None,
     threads: int = 0,
     rounds: int = 30,
     on_corrupt: OnCorrupt = "error",
@@ -80,6 +84,8 @@ def export(
         gates: Limits to hold; `Gates.defaults(precision)` by default.
         clips: Most clips of the held-out part, even over the classes; all by default.
         calibration_clips: Clips of the training part of `data` that int8 takes its ranges from, even over the classes.
+        observer: How an activation's range follows from them: min-max, percentile or mse.
+        quantized: What quantization-aware training left of `model` (`Checkpoint.quantized`); int8 then needs no clips.
         threads: CPU threads of both sides of the latency comparison; 0 takes every core.
         rounds: Interleaved rounds of the latency comparison.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.
@@ -93,6 +99,8 @@ def export(
         ToolchainError: torch.export or the target's toolchain failed.
     """
     check_precision(target, precision)
+    if observer not in OBSERVERS:
+        raise UnknownNameError("observer", observer, OBSERVERS)
     for number, value, why in (("rounds", rounds, "latency"), ("calibration_clips", calibration_clips, "int8")):
         if value < 1:
             raise InputError(f"{number} is {value}: {why} needs at least 1")
@@ -106,9 +114,11 @@ def export(
         on_corrupt=on_corrupt,
         progress=progress,
     )
-    calibration = None
+    int8: EvaluationSet | QuantizedState | None = None
+    if precision == "int8" and quantized is not None and quantized.spec != spec:
+        raise InputError(f"int8 was trained for clips of {quantized.spec}, not {spec}: keep the checkpoint's ClipSpec")
     if precision == "int8":
-        calibration = EvaluationSet.for_calibration(
+        int8 = quantized or EvaluationSet.for_calibration(
             os.fspath(data),
             spec,
             labels=evaluation.dataset.labels,
@@ -130,7 +140,8 @@ def export(
         threads=threads or os.cpu_count() or 1,
         rounds=rounds,
         evaluation=evaluation,
-        calibration=calibration,
+        int8=int8,
+        observer=observer,
     )
     facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
     with _torch_threads(job.threads), create_bundle(Path(out), job.name) as folder:
@@ -155,7 +166,8 @@ class _Job:
     threads: int
     rounds: int
     evaluation: EvaluationSet
-    calibration: EvaluationSet | None
+    int8: EvaluationSet | QuantizedState | None
+    observer: Observer
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -188,13 +200,12 @@ def _build(job: _Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], no
     shown = clips_of(job.evaluation, spread(reference.samples))
     network = fold(job.model, job.spec)
     rungs = [("folded", run_model(eager(network, job.spec), shown).logits)]
-    if job.calibration is not None:
-        network, calibrated = quantize(network, job.calibration, job.target.scheme)
+    if job.int8 is not None:
+        assert job.target.scheme is not None, "a target with int8 has a scheme"
+        network, quantization = quantize(network, job.int8, job.target.scheme, job.observer)
         rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
-        facts = {**facts, "calibration": calibrated}
-        notes = (f"int8: ranges from {calibrated['clips']} clips of the training part", *notes)
-        if calibrated["in_float"]:
-            notes = (f"int8: in float stay {', '.join(calibrated['in_float'])}", *notes)
+        facts = {**facts, "quantization": quantization}
+        notes = (*_int8_notes(quantization), *notes)
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, shown[0][1])
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
@@ -336,6 +347,15 @@ def _latency(job: _Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -
         device=cpu_name(),
         peak_memory_mb=peak_memory_mb(job.target.runtime, folder, job.spec, job.threads),
     )
+
+
+def _int8_notes(quantization: Mapping[str, Any]) -> list[str]:
+    notes = ["int8: weights and ranges from quantization-aware training"]
+    if "clips" in quantization:
+        notes = [f"int8: ranges from {quantization['clips']} clips of the training part"]
+    if quantization["in_float"]:
+        notes.append(f"int8: in float stay {', '.join(quantization['in_float'])}")
+    return notes
 
 
 def _notes(evaluation: EvaluationSet) -> list[str]:

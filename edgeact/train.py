@@ -17,17 +17,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeact._qat import QuantizationAware, fingerprint
 from edgeact.augment import Augmentation
 from edgeact.checkpoint import Checkpoint, save_checkpoint
 from edgeact.clip import ClipSpec
 from edgeact.data import VideoDataset, iter_clips
 from edgeact.errors import InputError
+from edgeact.evaluate import EvaluationSet, balanced
+from edgeact.quantize.scheme import PORTABLE, Scheme
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["QatConfig", "TrainConfig", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatConfig:
+    """How to train an int8 network after a float one.
+
+    Attributes:
+        scheme: The int8 rule; `PORTABLE` serves every target.
+        distill: Share of the loss that follows the float network's logits (Hinton et al. 2015); the rest follows the
+            labels.
+        calibration_clips: Clips of the training part that give activations their ranges, even over the classes.
+        freeze_after: Share of the epochs after which the ranges stay as they are.
+    """
+
+    scheme: Scheme = PORTABLE
+    distill: float = 0.9
+    calibration_clips: int = 64
+    freeze_after: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("distill", "freeze_after"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
+        if self.calibration_clips < 1:
+            raise InputError(f"calibration_clips is {self.calibration_clips}: ranges need at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +67,7 @@ class TrainConfig:
         lr: Peak learning rate: reached after `warmup_epochs`, then a cosine down to zero (Loshchilov 2017).
         optimizer: AdamW, or SGD with momentum 0.9 (Nesterov).
         threads: CPU threads of this process; 0 leaves torch's default.
+        qat: Train the int8 network after the float one that is given; None trains that itself.
     """
 
     epochs: int = 15
@@ -53,6 +82,7 @@ class TrainConfig:
     workers: int = 2
     threads: int = 0
     device: str = "cpu"
+    qat: QatConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers"):
@@ -83,7 +113,7 @@ def train(
     """Train `model` and write the checkpoint of the best validation accuracy to `out`.
 
     Args:
-        model: `clip_BCTHW -> logits_BK`; trained in place.
+        model: `clip_BCTHW -> logits_BK`; trained in place, or left as it is where `config.qat` trains its int8 network.
         name: The model's registered name or factory, for the checkpoint; `options` likewise.
         train_set: Clips to learn from.
         val_set: Clips that choose the epoch; accuracy is reported on others (the `test` split).
@@ -112,33 +142,54 @@ def train(
         raise InputError(f"the model has {outputs} outputs, the data {len(train_set.labels)} classes")
     with process_group(device) as (rank, world), _folder_of(out):
         _check_batch(config, train_set, world)
-        if world > 1:
-            model = synchronize_batch_norm_(model, device)
+        subject: _Float | QuantizationAware
+        if config.qat is None:
+            subject = _Float(synchronize_batch_norm_(model, device) if world > 1 else model)
+        else:
+            clips = EvaluationSet(balanced(train_set, config.qat.calibration_clips), spec, cache=cache)
+            subject = QuantizationAware(model, spec, config.qat, clips, device)
         steps = len(train_set.samples) // config.batch_size
-        trainer = Trainer(_channels_last_(model.to(device)), config, device, rank, world, steps)
-        identity = _identity(name, options, spec, train_set, val_set, config)
+        module = _channels_last_(subject.module.to(device))
+        trainer = Trainer(module, config, device, rank, world, steps, subject.teacher)
+        identity = _identity(name, options, spec, train_set, val_set, config, subject.teacher)
         files = _Files(out)
         history = trainer.restore(files.state, identity) if resume else files.start(rank)
         val = [(clip, sample.label) for sample, clip in iter_clips(val_set, spec, cache=cache, workers=config.workers)]
         for epoch in range(len(history), config.epochs):
-            row = trainer.epoch(epoch, train_set, spec, cache, on_step) | trainer.validate(val, spec)
+            subject.start_epoch(epoch / config.epochs)
+            before = {}
+            if config.qat is not None and epoch == 0:
+                before = {f"{key}_untrained": value for key, value in trainer.validate(val, spec).items()}
+            row = trainer.epoch(epoch, train_set, spec, cache, on_step) | trainer.validate(val, spec) | before
             history.append(row)
             if rank > 0:
                 continue
             if row is max(history, key=_score):
                 facts = {"config": dataclasses.asdict(config), "world_size": world, "best": row, "curves": history}
                 facts |= {"train_clips": len(train_set.samples), "val_clips": len(val), "torch": torch.__version__}
-                state, labels = trainer.model.state_dict(), train_set.labels
-                save_checkpoint(
-                    out,
-                    Checkpoint(model=name, options=options, spec=spec, labels=labels, training=facts, state=state),
-                )
+                named: dict[str, Any] = {"model": name, "options": options, "spec": spec, "labels": train_set.labels}
+                save_checkpoint(out, Checkpoint(**named, training=facts, **subject.parts()))
             trainer.save(files.state, identity, history)
             files.write_metrics(history)
             on_epoch(row)
         if rank == 0:
             files.state.unlink(missing_ok=True)
         return max(history, key=_score)
+
+
+class _Float:
+    """The network itself is trained; the interface of `QuantizationAware`."""
+
+    teacher = None
+
+    def __init__(self, model: "nn.Module") -> None:
+        self.module = model
+
+    def start_epoch(self, share: float) -> None:
+        """Nothing has to be prepared."""
+
+    def parts(self) -> dict[str, Any]:
+        return {"state": self.module.state_dict()}
 
 
 @contextlib.contextmanager
@@ -176,11 +227,13 @@ def _identity(
     train_set: VideoDataset,
     val_set: VideoDataset,
     config: TrainConfig,
+    teacher: "nn.Module | None",
 ) -> str:
     """What must be equal for a run to be the same run: resuming another one would give a model nobody trained."""
     same = dataclasses.asdict(config) | {"workers": None, "threads": None}
     ids = [[(sample.id, sample.label) for sample in data.samples] for data in (train_set, val_set)]
-    return json.dumps([name, dict(options), spec.to_dict(), same, train_set.labels, ids], sort_keys=True)
+    follows = fingerprint(teacher) if teacher is not None else None
+    return json.dumps([name, dict(options), spec.to_dict(), same, train_set.labels, ids, follows], sort_keys=True)
 
 
 def _device(name: str) -> "torch.device":

@@ -7,11 +7,18 @@ Every op that computes gets int8 inputs and an int8 output, behind the activatio
 moves data has the scale of its input, so it costs nothing. What is in neither table stays in float.
 """
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import fx
-from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    MinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -23,7 +30,7 @@ from edgeact.lowering import Conv, default_taps
 from edgeact.lowering.convolution import MOST_STACKED
 from edgeact.quantize.scheme import Scheme
 
-__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted"]
+__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted", "value_names"]
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear"}
 _FUSED = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}  # runtimes clamp as they write int8
@@ -70,20 +77,52 @@ def in_float(quantized: fx.GraphModule) -> list[str]:
     return [n.name for n in weighted if not all("dequantize" in str(x.target) for x in n.all_input_nodes[:2])]
 
 
-class SchemeQuantizer(Quantizer):  # type: ignore[misc]
-    """Annotates a network's ATen graph, BatchNorm folded, as `scheme` says."""
+def value_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
+    """A name of its input and of every tensor that `graph` computes: `clip`, `conv3d_0`, `relu_0`, `conv3d_1`.
 
-    def __init__(self, scheme: Scheme) -> None:
+    It is the same whether the batch is free or fixed: sizes that are computed in the graph do not count.
+    """
+    names, seen = {}, Counter[str]()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            names[node] = node.name
+        elif (op := _name(node)) and isinstance(node.meta.get("val"), torch.Tensor):
+            names[node] = f"{op}_{seen[op]}"
+            seen[op] += 1
+    return names
+
+
+class SchemeQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates a network's ATen graph, BatchNorm folded, as `scheme` says.
+
+    Args:
+        scheme: The int8 rule.
+        watch: Observer of the activations.
+        training: Round in the forward pass too (torchao's FakeQuantize), weights by what they are at that step.
+        keep_float: Nodes of convolutions and linear layers, by name, that stay in float.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        *,
+        watch: Any = MinMaxObserver,
+        training: bool = False,
+        keep_float: Collection[str] = (),
+    ) -> None:
         super().__init__()
-        symmetric = scheme.symmetric
-        observer = {"min-max": MinMaxObserver, "histogram": HistogramObserver}[scheme.observer]
-        self._scheme = scheme
+        activation, weight = (each.with_args(eps=_SMALLEST_SCALE) for each in (watch, PerChannelMinMaxObserver))
+        if training:
+            now: Any = {"observer": MovingAveragePerChannelMinMaxObserver, "averaging_constant": 1.0}
+            activation = FakeQuantize.with_args(observer=watch, eps=_SMALLEST_SCALE)
+            weight = FakeQuantize.with_args(**now, eps=_SMALLEST_SCALE)
+        self._scheme, self._keep_float = scheme, frozenset(keep_float)
         self._activation = QuantizationSpec(
             dtype=torch.int8,
-            quant_min=-127 if symmetric else -128,
+            quant_min=-128,  # OpenVINO computes wrong numbers in 255 levels
             quant_max=127,
-            qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
-            observer_or_fake_quant_ctr=observer.with_args(eps=_SMALLEST_SCALE),
+            qscheme=torch.per_tensor_symmetric if scheme.symmetric else torch.per_tensor_affine,
+            observer_or_fake_quant_ctr=activation,
         )
         self._weight = QuantizationSpec(
             dtype=torch.int8,
@@ -91,7 +130,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             quant_max=127,
             qscheme=torch.per_channel_symmetric,
             ch_axis=0,
-            observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_SMALLEST_SCALE),
+            observer_or_fake_quant_ctr=weight,
         )
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -111,6 +150,8 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         """Of the inputs by node, and of the output; None leaves `node` in float."""
         name, act = _name(node), self._activation
         before: Any = node.args[0] if node.args else None
+        if node.name in self._keep_float:
+            return None
         if name in _WEIGHTED:
             weight: Any = node.args[1]
             keep = self._scheme.partial_sums and adds_taps(node)

@@ -1,11 +1,14 @@
 """The int8 rule that a target demands: what is fixed before any clip is seen."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
-__all__ = ["Observer", "Scheme"]
+from edgeact.errors import InputError
 
-Observer = Literal["min-max", "histogram"]
+__all__ = ["OBSERVERS", "PORTABLE", "Observer", "Scheme"]
+
+Observer = Literal["min-max", "percentile", "mse"]  # how a range follows from the values seen: see `ranges`
+OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +19,26 @@ class Scheme:
         symmetric: Activations have their zero at 0, as TensorRT wants; otherwise anywhere: one bit more after a ReLU.
         partial_sums: The target adds temporal taps as int8 tensors where its 2-D form does (grouped, large and deep
             kernels), so these sums need a scale of their own; a volumetric target adds them in its accumulator.
-        observer: How a range follows from what was seen: its extremes, or the range of the histogram that loses least
-            (torchao's HistogramObserver).
     """
 
     symmetric: bool = False
     partial_sums: bool = False
-    observer: Observer = "min-max"
+
+    def serves(self, demanded: "Scheme") -> bool:
+        """Whether ranges taken for this scheme hold what a target with the scheme `demanded` needs."""
+        return self.symmetric >= demanded.symmetric and self.partial_sums >= demanded.partial_sums
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Scheme":
+        """From `dataclasses.asdict` by way of JSON.
+
+        Raises:
+            InputError: Other fields than those of a scheme.
+        """
+        if {name: type(value) for name, value in fields.items()} != {"symmetric": bool, "partial_sums": bool}:
+            raise InputError(f"{fields} is no int8 scheme: it has `symmetric` and `partial_sums`, true or false")
+        return cls(**fields)
+
+
+# Serves every target from one set of ranges.
+PORTABLE = Scheme(symmetric=True, partial_sums=True)

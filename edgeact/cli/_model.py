@@ -17,6 +17,7 @@ from edgeact.clip import ClipSpec
 from edgeact.data import open_dataset
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError
 from edgeact.evaluate import dataset_root
+from edgeact.quantize.state import QuantizedState
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,7 @@ class Network:
     labels: tuple[str, ...] | None
     training: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    quantized: QuantizedState | None = None
 
 
 def find_network(
@@ -113,7 +115,8 @@ def _trained(
     model = build_model(checkpoint.model, num_classes=len(checkpoint.labels), options=checkpoint.options)
     load_weights_(model, checkpoint.state, source=str(file))
     changed = () if spec == checkpoint.spec else ("the ClipSpec differs from the checkpoint's: it was changed here",)
-    return Network(model, checkpoint.model, checkpoint.options, spec, checkpoint.labels, checkpoint.training, changed)
+    given_by = (checkpoint.model, checkpoint.options, spec, checkpoint.labels, checkpoint.training)
+    return Network(model, *given_by, notes=changed, quantized=checkpoint.quantized)
 
 
 def _classes(data: str | None, num_classes: int | None, progress: bool) -> int | None:

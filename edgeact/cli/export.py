@@ -32,10 +32,9 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option(
     "--calibration-clips",
     type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Clips of the training part that int8 takes its ranges from.",
+    help="Clips of the training part that int8 takes its ranges from.  [default: 64]",
 )
+@click.option("--observer", help="How a range follows from the clips: min-max, percentile, mse.  [default: min-max]")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Latency rounds.")
 @click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used, instead of failing.")
@@ -72,6 +71,7 @@ def command(
         progress=not quiet,
     )
     notes = network.notes
+    notes += _int8_options(given, precision, trained=network.quantized is not None)
     if not network.training and data == MOTION and given["clips"] is None:
         given["clips"] = _UNTRAINED_CLIPS
         notes += (f"without training, {_UNTRAINED_CLIPS} clips of the motion set are compared; --clips takes more",)
@@ -89,7 +89,26 @@ def command(
         notes=notes,
         gates=gates,
         on_corrupt=on_corrupt,
+        quantized=network.quantized,
         progress=not quiet,
         **given,
     )
     return print_report(bundle.report(), as_json=as_json, html=Path(bundle.path) / "report.html")
+
+
+def _int8_options(given: dict[str, Any], precision: str, *, trained: bool) -> tuple[str, ...]:
+    """Leave the options of calibration that were not given out of `given`; notes on what the report does not show.
+
+    Raises:
+        InputError: They were given, and nothing is calibrated.
+    """
+    from edgeact.errors import InputError
+
+    asked = {name: value for name in ("calibration_clips", "observer") if (value := given.pop(name)) is not None}
+    if asked and (trained or precision != "int8"):
+        why = "the checkpoint holds the ranges of its training" if precision == "int8" else f"{precision} has no ranges"
+        raise InputError(f"--{next(iter(asked)).replace('_', '-')} calibrates int8, and {why}: leave it out")
+    given |= asked
+    if trained and precision != "int8":
+        return (f"the checkpoint was trained for int8: {precision} is the float network that it follows",)
+    return ()

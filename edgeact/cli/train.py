@@ -4,25 +4,33 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeact.cli._options import parse_options, spec_options
+
+if TYPE_CHECKING:
+    from edgeact.cli._model import Network
+    from edgeact.train import QatConfig, TrainConfig
 
 __all__ = ["command"]
 
 
 @click.command("train")
 @click.option("--data", required=True, help="Labelled videos; `motion` is the synthetic set.")
-@click.option("--model", required=True, help="A name of `edgeact models`, or package.module:factory.")
+@click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--out", required=True, metavar="FILE", help="The checkpoint to write, as model.safetensors.")
 @click.option("--checkpoint", metavar="FILE", help="Start from these weights (fine-tuning).")
+@click.option("--qat", metavar="FILE", help="Train the int8 network of this checkpoint, with its rounding in the loop.")
+@click.option("--scheme", help="Of --qat: portable (every target), or a target that it is for.  [default: portable]")
+@click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 0.9]")
+@click.option("--calibration-clips", type=int, help="Of --qat: clips that give the ranges.  [default: 64]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same settings.")
-@click.option("--epochs", type=int, default=15, show_default=True)
+@click.option("--epochs", type=int, help="[default: 15; 6 with --qat]")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Clips per step over all processes.")
-@click.option("--lr", type=float, default=2e-3, show_default=True, help="Peak learning rate.")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 2e-3; 2e-4 with --qat]")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--weight-decay", type=float, default=0.05, show_default=True)
 @click.option("--warmup-epochs", type=float, default=1.0, show_default=True)
@@ -37,8 +45,10 @@ __all__ = ["command"]
 @click.option("--no-cache", is_flag=True, help="Decode every epoch instead of keeping decoded frames on disk.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 @spec_options
-def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet: bool, **given: Any) -> None:
+def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool, quiet: bool, **given: Any) -> None:
     """Train a network; under torchrun, data-parallel on all its processes.
+
+    With --qat, its int8 network is trained to follow it, and exports in int8 without calibration.
 
     Writes the checkpoint of the best validation accuracy to OUT, one line per epoch to OUT.metrics.jsonl, and what
     --resume needs to OUT.state.
@@ -48,31 +58,39 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     require_torch()
     import torch
 
-    from edgeact.augment import Augmentation
     from edgeact.cli._model import find_network
     from edgeact.data import cache_dir, open_dataset
     from edgeact.errors import InputError
     from edgeact.evaluate import MOTION
     from edgeact.motion import MOTION_SPEC, motion_set
-    from edgeact.train import TrainConfig, train
+    from edgeact.train import train
 
     size = given.pop("train_per_class")
     options = parse_options(given.pop("options"))
-    checkpoint = given.pop("checkpoint")
-    names = ("epochs", "batch_size", "lr", "optimizer", "weight_decay", "warmup_epochs", "label_smoothing")
-    settings = {name: given.pop(name) for name in (*names, "seed", "workers", "threads", "device")}
-    augmentation = Augmentation(min_scale=given.pop("min_scale"), flip=given.pop("flip"))
-    config = TrainConfig(augmentation=augmentation, **settings)
+    checkpoint, qat = given.pop("checkpoint"), _qat(given)
+    followed = given.pop("qat")
+    config = _config(given, qat)
     torch.manual_seed(config.seed)
+    if followed is None and model is None:
+        raise InputError("give --model NAME (see `edgeact models`), or --qat CHECKPOINT")
+    if followed is not None and checkpoint is not None:
+        raise InputError("--qat names the checkpoint to start from: leave --checkpoint out")
     if size is not None and data != MOTION:
         raise InputError("--train-per-class sizes the synthetic set: it goes with --data motion")
     if Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: give the file to write, as {Path(out) / 'model.safetensors'}")
     root = motion_set(train_per_class=size or 240, progress=not quiet) if data == MOTION else Path(data)
-    base = MOTION_SPEC if data == MOTION else None  # its videos are 64 pixels small
     network = find_network(
-        name=model, checkpoint=checkpoint, options=options, num_classes=None, data=data, given=given, base=base
+        name=model,
+        checkpoint=followed or checkpoint,
+        options=options,
+        num_classes=None,
+        data=data,
+        given=given,
+        base=MOTION_SPEC if data == MOTION else None,  # its videos are 64 pixels small
     )
+    if followed is not None:
+        _check_followed(network, followed)
     with _progress(config.epochs, quiet) as (on_epoch, on_step):
         best = train(
             network.model,
@@ -91,6 +109,49 @@ def command(data: str, model: str, out: str, resume: bool, no_cache: bool, quiet
     click.echo(f"{out}: validation top-1 {best['val_top1']:.4f} at epoch {best['epoch']:.0f}")
 
 
+def _qat(given: dict[str, Any]) -> "QatConfig | None":
+    """The options of --qat, taken out of `given`."""
+    from edgeact.errors import InputError
+    from edgeact.quantize.scheme import PORTABLE
+    from edgeact.targets import get_target
+    from edgeact.train import QatConfig
+
+    asked = {name: given.pop(name) for name in ("scheme", "distill", "calibration_clips")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if given["qat"] is None:
+        if asked:
+            raise InputError(f"--{next(iter(asked)).replace('_', '-')} goes with --qat CHECKPOINT")
+        return None
+    if "scheme" in asked:
+        scheme = PORTABLE if asked["scheme"] == "portable" else get_target(asked["scheme"]).scheme
+        if scheme is None:
+            raise InputError(f"--scheme {asked['scheme']}: this target has no int8")
+        asked["scheme"] = scheme
+    return QatConfig(**asked)
+
+
+def _config(given: dict[str, Any], qat: "QatConfig | None") -> "TrainConfig":
+    """Everything else that says how to train, taken out of `given`."""
+    from edgeact.augment import Augmentation
+    from edgeact.train import TrainConfig
+
+    names = ("epochs", "batch_size", "lr", "optimizer", "weight_decay", "warmup_epochs", "label_smoothing")
+    settings = {name: given.pop(name) for name in (*names, "seed", "workers", "threads", "device")}
+    defaults = {"epochs": 15, "lr": 2e-3} if qat is None else {"epochs": 6, "lr": 2e-4}
+    settings |= {name: value for name, value in defaults.items() if settings[name] is None}
+    augmentation = Augmentation(min_scale=given.pop("min_scale"), flip=given.pop("flip"))
+    return TrainConfig(augmentation=augmentation, qat=qat, **settings)
+
+
+def _check_followed(network: "Network", file: str) -> None:
+    from edgeact.errors import InputError
+
+    if network.quantized is not None:
+        raise InputError(f"--qat {file}: it was trained for int8 already; export it, or give the float checkpoint")
+    if network.notes:
+        raise InputError(f"--qat {file}: {network.notes[0]}; the int8 network takes the clips that the float one took")
+
+
 @contextmanager
 def _progress(
     epochs: int, quiet: bool
@@ -104,6 +165,8 @@ def _progress(
         task = bar.add_task("epoch 0", total=None)
 
         def on_epoch(row: Mapping[str, float]) -> None:
+            if "val_top1_untrained" in row:
+                bar.console.print(f"before training: top-1 {row['val_top1_untrained']:.4f}", highlight=False)
             bar.console.print(
                 f"epoch {row['epoch']:3.0f}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
                 f"top-1 {row['val_top1']:.4f}  {row['seconds']:.0f} s",

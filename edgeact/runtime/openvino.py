@@ -82,7 +82,7 @@ class Runner:
                 continue
             kernel = f"{info['layerType'].value} {info['primitiveType'].value}"
             kernels[kernel] += 1
-            in_float = self._int8 and info["layerType"].value in _WEIGHTED and not kernel.endswith("_I8")
+            in_float = self._int8 and info["layerType"].value in _WEIGHTED and not kernel.lower().endswith("_i8")
             if in_float or "ref" in info["primitiveType"].value.split("_"):
                 fallback.append(f"{op.get_friendly_name()} ({kernel})")
         return Placement(

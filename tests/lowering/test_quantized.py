@@ -13,7 +13,8 @@ from edgeact.numerics import compare_outputs
 from edgeact.quantize.scheme import Scheme
 
 with quiet_torchao():
-    from edgeact.quantize.calibrate import calibrate
+    from edgeact.quantize.convert import quantize
+    from edgeact.quantize.ranges import observe
 
 SPEC = ClipSpec(frames=4, short_side=16, crop_height=16, crop_width=16)
 QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
@@ -43,8 +44,9 @@ def clips():
 
 @pytest.fixture(scope="module")
 def quantized(clips):
+    graph, scheme = fold(Block().eval(), SPEC), Scheme(partial_sums=True)
     with quiet_torchao():
-        return calibrate(fold(Block().eval(), SPEC), clips, SPEC, Scheme(partial_sums=True))
+        return quantize(graph, observe(graph, clips, SPEC, scheme), scheme)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,0 +1,82 @@
+"""What quantization-aware training trains: the int8 simulation of a float network, which stays its teacher.
+
+    float network ──┬─► teacher: the logits to follow, and the reference of every export
+                    └─► folded graph ─► FakeQuantized, the module that the optimizer sees
+                             ▲                │ weights, before every epoch until the ranges are frozen
+                             └── ranges ◄─────┘ from the calibration clips
+
+Taking the ranges anew from the same clips, instead of averaging them over batches, gives every process the same ones,
+and holds the partial sums that the volumetric graph never computes (`edgeact.quantize.ranges`).
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from edgeact._capture import fold, quiet_torchao
+from edgeact.clip import ClipSpec
+from edgeact.errors import MissingDependencyError
+from edgeact.evaluate import EvaluationSet
+from edgeact.quantize.state import QuantizedState
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from edgeact.train import QatConfig
+
+__all__ = ["QuantizationAware", "fingerprint"]
+
+
+class QuantizationAware:
+    """The int8 simulation of `model`.
+
+    Args:
+        model: The float network, trained.
+        spec: Its ClipSpec.
+        config: Scheme, calibration and freezing.
+        clips: What the ranges are taken from.
+        device: Where to train.
+
+    Raises:
+        ToolchainError: torch.export cannot capture the network with a free batch.
+        MissingDependencyError: torchao is not installed.
+    """
+
+    def __init__(
+        self, model: "nn.Module", spec: ClipSpec, config: "QatConfig", clips: EvaluationSet, device: "torch.device"
+    ) -> None:
+        self._spec, self._config, self._clips, self._device = spec, config, clips, device
+        self._float = fold(model, spec)
+        with quiet_torchao():
+            try:
+                from edgeact.quantize.training import FakeQuantized
+            except ImportError as exc:
+                raise MissingDependencyError("torchao", "export", "quantization-aware training") from exc
+            self.module = FakeQuantized(fold(model, spec, any_batch=True), config.scheme).to(device)
+        self.teacher = model.to(device).eval().requires_grad_(False)
+
+    def start_epoch(self, share: float) -> None:
+        """Take the ranges anew, unless this `share` of the training is over that they are frozen after."""
+        from edgeact.quantize.ranges import observe
+
+        if share and share >= self._config.freeze_after:
+            return
+        self._float.load_state_dict(dict(self.module.weights()))
+        with quiet_torchao():
+            ranges = observe(self._float.cpu(), (clip for _, clip in self._clips), self._spec, self._config.scheme)
+        self.module.set_ranges(ranges)
+
+    def parts(self) -> dict[str, Any]:
+        """`state` and `quantized` of the checkpoint."""
+        weights, ranges = dict(self.module.weights()), self.module.ranges()
+        quantized = QuantizedState(scheme=self._config.scheme, spec=self._spec, ranges=ranges, weights=weights)
+        return {"state": self.teacher.state_dict(), "quantized": quantized}
+
+
+def fingerprint(model: "nn.Module") -> str:
+    """SHA-256 of the weights: a run that follows another network is another run."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(tensor.dtype).numpy().tobytes())
+    return digest.hexdigest()

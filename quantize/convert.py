@@ -1,0 +1,55 @@
+"""A float network and the ranges of its activations, as an int8 network (torchao's PT2E).
+
+x ─ conv ─ relu        x ─ quantize ─ dequantize ─ conv ─ relu ─ quantize ─ dequantize
+▲                                              ▲
+weight                           int8 weight ─ dequantize
+"""
+
+import copy
+import operator
+from collections.abc import Collection
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from edgeact.errors import InputError
+from edgeact.quantize.annotate import SchemeQuantizer, value_names
+from edgeact.quantize.ranges import Ranges
+from edgeact.quantize.scheme import Scheme
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    graph: fx.GraphModule, ranges: Ranges, scheme: Scheme, *, keep_float: Collection[str] = ()
+) -> fx.GraphModule:
+    """The int8 network of `graph`.
+
+    Args:
+        graph: Float `clip_BCTHW -> logits_BK` with B=1, BatchNorm folded; it is not changed.
+        ranges: Of every activation that `scheme` quantizes, as `observe` returns them.
+        scheme: What the target demands.
+        keep_float: Convolutions and linear layers, by node name, that stay in float.
+
+    Returns:
+        The same network with int8 weights and with quantize and dequantize ops (`quantized_decomposed`), which PyTorch
+        runs in float with int8's rounding.
+
+    Raises:
+        InputError: `ranges` are those of another network or scheme.
+    """
+    prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, keep_float=keep_float))
+    names = {node.name: name for node, name in value_names(graph).items()}
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        watched, observer = node.args[0], prepared.get_submodule(str(node.target))
+        if watched.op == "get_attr":
+            observer(operator.attrgetter(str(watched.target))(prepared).detach())
+        elif names[watched.name] in ranges:
+            observer.min_val, observer.max_val = map(torch.tensor, ranges[names[watched.name]])
+        else:
+            raise InputError(f"there is no range for {names[watched.name]}: these ranges are of another network")
+    quantized: fx.GraphModule = convert_pt2e(prepared)
+    return quantized

@@ -1,0 +1,137 @@
+"""The range of every activation, from real clips: all that int8 needs beside the weights.
+
+    folded graph ─► observers where `annotate` says ─► clips through it ─► {"relu_0": (0.0, 6.1), …}
+
+An observer says how a range follows from the values seen:
+
+    min-max       their extremes
+    percentile    what leaves out 0.01 % of them at either end
+    mse           what loses least when it is rounded: the L2 error over a histogram (torchao's HistogramObserver)
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+from edgeact.clip import ClipSpec, normalize
+from edgeact.errors import InputError
+from edgeact.quantize.annotate import SchemeQuantizer, adds_taps, value_names
+from edgeact.quantize.scheme import Observer, Scheme
+
+__all__ = ["Ranges", "observe"]
+
+Ranges = Mapping[str, tuple[float, float]]  # smallest and largest value by the name that `value_names` gives
+
+# Pixels are quantized once more, at nearly their own step. A little wider, the two grids do not fall on ties, which
+# every runtime rounds its own way, and OpenVINO does not take the one for the other (a level lost, silently).
+_PIXEL_ROOM = 1.02
+_LEFT_OUT = 1e-4
+
+
+def observe(
+    graph: fx.GraphModule,
+    clips: Iterable[NDArray[np.uint8]],
+    spec: ClipSpec,
+    scheme: Scheme,
+    observer: Observer = "min-max",
+) -> dict[str, tuple[float, float]]:
+    """The ranges of the activations that `scheme` quantizes.
+
+    Args:
+        graph: Float `clip_BCTHW -> logits_BK` with B=1, BatchNorm folded; it is not changed.
+        clips: uint8 clips `[1, T, H, W, 3]` of the kind that the device will see.
+        spec: How they are normalised.
+        scheme: What the target demands.
+        observer: How a range follows from the values seen.
+
+    Raises:
+        InputError: No clips, or an activation or a weight that is not finite, or constant, on all of them.
+    """
+    watch = MinMaxObserver if observer == "min-max" else HistogramObserver
+    prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, watch=watch))
+    run = _Observe(prepared, {node.name for node in graph.graph.nodes if scheme.partial_sums and adds_taps(node)})
+    count = 0
+    with torch.no_grad():
+        for clip in clips:
+            run.run(torch.from_numpy(normalize(clip, spec)))
+            count += 1
+    if not count:
+        raise InputError("no clips to calibrate on: int8 takes the range of every activation from real clips")
+    names = {node.name: name for node, name in value_names(graph).items()}
+    observers = (node for node in prepared.graph.nodes if node.op == "call_module")
+    watched = [(node.args[0], prepared.get_submodule(str(node.target))) for node in observers]
+    pixels = {seen for value, seen in watched if value.op == "placeholder"}  # and what moves them has their observer
+    ranges = {}
+    for value, seen in watched:
+        _check(value, seen, count)
+        if value.op != "get_attr":
+            ranges[names[value.name]] = _pixels(spec) if seen in pixels else _range(seen, observer)
+    return ranges
+
+
+class _Observe(fx.Interpreter):
+    """Runs the prepared graph, and shows the observers of the convolutions `summed` the parts of their sums, too."""
+
+    def __init__(self, prepared: fx.GraphModule, summed: set[str]) -> None:
+        super().__init__(prepared)
+        self._summed = summed
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._summed:
+            observe: Any = self.fetch_attr(str(next(iter(n.users)).target))
+            x, weight, *rest = self.fetch_args_kwargs_from_env(n)[0]
+            every = range(weight.shape[2])
+            for taps in [slice(0, None, 2), slice(1, None, 2), *(slice(i, k + 1) for k in every for i in {0, k})]:
+                kernel = torch.zeros_like(weight)
+                kernel[:, :, taps] = weight[:, :, taps]
+                observe(torch.ops.aten.conv3d.default(x, kernel, *rest))
+        return value
+
+
+def _pixels(spec: ClipSpec) -> tuple[float, float]:
+    """The network's input is a normalised pixel, whose range needs no clips."""
+    extremes = [normalize(np.full((1, *spec.clip_shape), value, np.uint8), spec) for value in (0, 255)]
+    return _PIXEL_ROOM * float(np.min(extremes)), _PIXEL_ROOM * float(np.max(extremes))
+
+
+def _range(seen: Any, observer: Observer) -> tuple[float, float]:
+    low, high = seen.min_val, seen.max_val
+    if observer == "mse":
+        low, high = seen._non_linear_param_search()
+    elif observer == "percentile":
+        share = seen.histogram.cumsum(0) / seen.histogram.sum()
+        edges = torch.linspace(float(low), float(high), seen.bins + 1)
+        low = edges[int((share <= _LEFT_OUT).sum())]
+        high = edges[int((share < 1 - _LEFT_OUT).sum()) + 1]
+    return float(low), float(high)
+
+
+def _check(watched: fx.Node, seen: Any, count: int) -> None:
+    low, high = float(seen.min_val.min()), float(seen.max_val.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        found = "not finite (NaN or infinity)"
+    elif low == high:
+        found = f"always {low:g}"
+    else:
+        return
+    raise InputError(
+        f"{_called(watched)} is {found} on the {count} calibration clips: int8 cannot hold it; look at the weights, "
+        "and calibrate on clips like those that the device will see"
+    )
+
+
+def _called(node: fx.Node) -> str:
+    """What a person calls the value of `node`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    if node.op == "get_attr":
+        return f"the weight {node.target}"
+    return f"the activation {node.name}" + (f" (module {path})" if path else "")
