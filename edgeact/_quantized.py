@@ -1,73 +1,215 @@
 """The int8 rung: the folded network with ranges from clips, or the one that quantization-aware training left.
 
 folded graph ─┬─► ranges from clips of the training part ─┬─► int8 graph, which PyTorch simulates
- folded rung  └── weights and ranges of the checkpoint ───┘   quantized rung
+folded rung  └── weights and ranges of the checkpoint ───┘   quantized rung
+└─► the worst layers again in float, if asked
 """
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from edgeact._capture import quiet_torchao
-from edgeact.errors import CheckpointError, MissingDependencyError
-from edgeact.evaluate import EvaluationSet
-from edgeact.quantize.scheme import Observer, Scheme
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact._capture import eager, quiet_torchao
+from edgeact._progress import progress_bar
+from edgeact.clip import ClipSpec, normalize
+from edgeact.errors import CheckpointError, InputError, MissingDependencyError
+from edgeact.evaluate import EvaluationSet, Outputs, run_model
+from edgeact.parity import IN_FLOAT, Gates, Placement
+from edgeact.quantize.options import Int8
+from edgeact.quantize.scheme import Scheme
 from edgeact.quantize.state import QuantizedState
 
 if TYPE_CHECKING:
+    import torch
     from torch.fx import GraphModule
 
-__all__ = ["quantize"]
+    from edgeact.quantize.ranges import Ranges
+
+__all__ = ["Quantized", "Source", "allow_floats", "layers_in_words", "quantize"]
+
+_RANKING_CLIPS = 4
+_DIVERGED_DB = 20.0
 
 
-def quantize(
-    folded: "GraphModule", source: EvaluationSet | QuantizedState, demanded: Scheme, observer: Observer
-) -> tuple["GraphModule", Mapping[str, Any]]:
-    """The int8 network of `folded`, and the facts of its quantization.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What an int8 network is made from.
+
+    Attributes:
+        options: What the user said.
+        clips: Of the training part; None where nothing is calibrated.
+        validation: What "auto" judges by; None unless it is asked for.
+        gates: Its limits.
+    """
+
+    options: Int8
+    clips: EvaluationSet | None
+    validation: EvaluationSet | None
+    gates: Gates
+
+    @classmethod
+    def open(cls, options: Int8, data: str, spec: ClipSpec, gates: Gates, **how: Any) -> "Source":
+        """Open the parts of `data` that `options` need; `how` goes to `EvaluationSet.for_calibration`.
+
+        Raises:
+            InputError: `data` lacks one, or int8 was trained for another ClipSpec.
+        """
+        if options.trained is not None and options.trained.spec != spec:
+            raise InputError(f"int8 was trained for {options.trained.spec}, not for {spec}: keep the checkpoint's")
+        clips = validation = None
+        if options.trained is None or options.keep_float:
+            clips = EvaluationSet.for_calibration(data, spec, clips=options.calibration_clips, **how)
+        if options.keep_float == "auto":
+            validation = EvaluationSet.for_calibration(data, spec, split="val", **how)
+        return cls(options=options, clips=clips, validation=validation, gates=gates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """An int8 network.
+
+    Attributes:
+        network: Float `clip_BCTHW -> logits_BK` with int8 weights, and rounding where the device rounds.
+        whole: The same with no layer kept in float.
+        kept: Layers kept in float because it was asked for, with the SQNR in dB that each leaves alone in int8.
+        facts: For the manifest.
+        notes: For the report.
+    """
+
+    network: "GraphModule"
+    whole: "GraphModule"
+    kept: dict[str, float]
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> Quantized:
+    """The int8 network of `folded`.
 
     Args:
-        folded: Float, B=1, BatchNorm folded.
-        source: Clips to take ranges from, or trained weights and ranges.
+        folded: The float network, B=1, BatchNorm folded.
+        source: What to make it from.
         demanded: What the target demands.
-        observer: How a range follows from the clips.
 
     Raises:
         InputError: The clips cannot calibrate it; see `observe`.
         CheckpointError: What was trained does not serve the target, or is of another network.
         MissingDependencyError: torchao is not installed.
     """
+    assert demanded is not None, "a target with int8 has a scheme"
+    options = source.options
     with quiet_torchao():
         try:
             from edgeact.quantize import convert, ranges
             from edgeact.quantize.annotate import in_float
+            from edgeact.quantize.layers import called
         except ImportError as exc:
             raise MissingDependencyError("torchao", "export", "exporting in int8") from exc
-        if isinstance(source, QuantizedState):
-            graph, scheme = _trained(folded, source, demanded), source.scheme
-            seen: ranges.Ranges = source.ranges
+        if options.trained is not None:
+            graph, scheme = _trained(folded, options.trained, demanded), options.trained.scheme
+            seen: Ranges = options.trained.ranges
             facts: dict[str, Any] = {"trained": True}
+            notes = ["int8: weights and ranges from quantization-aware training"]
         else:
-            graph, scheme = folded, demanded
-            seen = ranges.observe(graph, (clip for _, clip in source), source.spec, scheme, observer)
-            samples = source.dataset.samples
-            facts = {"clips": len(samples) - len(source.skipped), "classes": len({s.label for s in samples})}
-            facts |= {"observer": observer}
+            graph, scheme, clips = folded, demanded, source.clips
+            assert clips is not None, "opened where nothing was trained"
+            seen = ranges.observe(graph, (clip for _, clip in clips), clips.spec, scheme, options.observer)
+            samples, used = clips.dataset.samples, len(clips.dataset.samples) - len(clips.skipped)
+            facts = {"clips": used, "classes": len({s.label for s in samples}), "observer": options.observer}
+            notes = [f"int8: ranges from {used} clips of the training part"]
         scheme = dataclasses.replace(scheme, partial_sums=demanded.partial_sums)
-        network = convert.quantize(graph, seen, scheme)
-    return network, facts | {"in_float": in_float(network)} | dataclasses.asdict(scheme)
+        whole = network = convert.quantize(graph, seen, scheme)
+        kept: dict[str, float] = {}
+        if options.keep_float:
+            network, kept = _partly(folded, graph, whole, seen, scheme, source)
+        floats = in_float(network)
+    if kept:
+        alone = ", ".join(f"{called(folded, name)} ({db:.1f} dB)" for name, db in kept.items())
+        notes.append(f"int8: in float stay, as asked, the layers whose rounding alone costs most: {alone}")
+    if others := [called(folded, name) for name in floats if name not in kept]:
+        notes.append(f"int8: in float stay {', '.join(others)}")
+    facts |= {"in_float": floats, "kept": kept} | dataclasses.asdict(scheme)
+    return Quantized(network=network, whole=whole, kept=kept, facts=facts, notes=tuple(notes))
 
 
-def _trained(folded: "GraphModule", source: QuantizedState, demanded: Scheme) -> "GraphModule":
+def allow_floats(gates: Gates, placement: Placement, kept: int) -> Gates:
+    """`gates` under which up to `kept` layers in float are no fallback: they were asked for."""
+    floats = sum(name.endswith(IN_FLOAT) for name in placement.fallback)
+    return dataclasses.replace(gates, max_fallback=gates.max_fallback + min(kept, floats))
+
+
+def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -> "GraphModule":
     """`folded` with the trained weights."""
-    if not source.scheme.serves(demanded):
+    if not trained.scheme.serves(demanded):
         raise CheckpointError(
-            f"the checkpoint was trained under the int8 scheme {source.scheme}, the target demands {demanded}: train "
-            "with --qat for this target, or for every target (--scheme portable)"
+            f"the checkpoint was trained under the int8 {trained.scheme}, the target demands {demanded}: train --qat "
+            "with the scheme of this target, or with the portable one, which serves every target"
         )
     graph = copy.deepcopy(folded)
     own = {name: tensor.shape for name, tensor in graph.state_dict().items()}
-    if own != {name: tensor.shape for name, tensor in source.weights.items()}:
+    if own != {name: tensor.shape for name, tensor in trained.weights.items()}:
         raise CheckpointError("the checkpoint's int8 weights are not those of its network: it is damaged")
-    graph.load_state_dict(dict(source.weights))
+    graph.load_state_dict(dict(trained.weights))
     return graph
+
+
+def _partly(
+    folded: "GraphModule", graph: "GraphModule", whole: "GraphModule", ranges: "Ranges", scheme: Scheme, source: Source
+) -> tuple["GraphModule", dict[str, float]]:
+    """The int8 network with its worst layers in float, and these with the SQNR in dB that each alone leaves."""
+    from edgeact.quantize import convert
+    from edgeact.quantize.layers import int8_layers, rank_layers
+
+    assert source.clips is not None, "opened where layers are ranked"
+    spec, keep = source.clips.spec, source.options.keep_float
+    clips = _tensors([clip for _, clip in islice(source.clips, _RANKING_CLIPS)], spec)
+    with progress_bar("ranking layers", len(int8_layers(whole)), source.clips.progress) as step:
+        ranked = rank_layers(graph, whole, clips, step)
+    counts = range(len(ranked) + 1) if keep == "auto" else (keep,)
+    reference = run_model(eager(folded, spec), source.validation) if source.validation else None
+    network, kept = whole, ranked[:0]
+    for count in counts:
+        kept = ranked[:count]
+        network = convert.quantize(graph, ranges, scheme, keep_float=[name for name, _ in kept])
+        if reference is None or _holds(network, reference, source):
+            break
+    return network, dict(kept)
+
+
+def _holds(network: "GraphModule", reference: Outputs, source: Source) -> bool:
+    """Whether the simulation holds the gates on accuracy on the validation clips."""
+    assert source.validation is not None
+    answers = run_model(eager(network, source.validation.spec), source.validation).logits.argmax(1)
+    before, truth = reference.logits.argmax(1), reference.truth
+    drop_pt = 100 * float(np.mean(before == truth) - np.mean(answers == truth))
+    return bool(drop_pt <= source.gates.max_drop_pt and np.mean(answers == before) >= source.gates.min_agreement)
+
+
+def layers_in_words(
+    folded: "GraphModule", network: "GraphModule", clips: Sequence[NDArray[np.uint8]], spec: ClipSpec
+) -> str:
+    """Where in the int8 `network` its noise comes from, in a sentence."""
+    from edgeact.quantize.layers import called, compare_layers
+
+    with quiet_torchao():
+        layers = compare_layers(folded, network, _tensors(clips[:_RANKING_CLIPS], spec))
+    worst, lowest_db = min(layers, key=lambda pair: pair[1])
+    diverged = next(((name, db) for name, db in layers if db < _DIVERGED_DB), None)
+    if diverged is None:
+        return f"int8: no layer is below {_DIVERGED_DB:g} dB of the float network ({called(folded, worst)} is lowest)"
+    return (
+        f"int8: the first layer below {_DIVERGED_DB:g} dB of the float network is {called(folded, diverged[0])} "
+        f"({diverged[1]:.1f} dB), the lowest is {called(folded, worst)} ({lowest_db:.1f} dB)"
+    )
+
+
+def _tensors(clips: Sequence[NDArray[np.uint8]], spec: ClipSpec) -> list["torch.Tensor"]:
+    import torch
+
+    return [torch.from_numpy(normalize(clip, spec)) for clip in clips]

@@ -93,20 +93,21 @@ class EvaluationSet:
         spec: ClipSpec,
         *,
         labels: tuple[str, ...],
-        clips: int,
+        clips: int = 64,
+        split: Literal["train", "val"] = "train",
         on_corrupt: OnCorrupt = "error",
         progress: bool = False,
     ) -> "EvaluationSet":
-        """Open `clips` clips of the training part of `data`, even over the classes.
+        """Open `clips` clips of the training part of `data`, even over the classes, or those that choose its epochs.
 
         Raises:
-            InputError: There is no training part.
+            InputError: There is no such part.
         """
         root = calibration_root(data, clips, progress=progress)
         try:
-            dataset = open_dataset(root, split="train", labels=labels)
+            dataset = open_dataset(root, split=split, labels=labels)
         except InputError as exc:
-            raise InputError(f"int8 takes its ranges from clips of the training part, and {exc}") from exc
+            raise InputError(f"int8 takes clips of the training part, and {exc}") from exc
         return cls(balanced(dataset, max(clips, len(labels))), spec, on_corrupt=on_corrupt, progress=progress)
 
     def __iter__(self) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:

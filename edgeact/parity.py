@@ -14,7 +14,9 @@ from edgeact.errors import InputError
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics, Rung
 
-__all__ = ["Gates", "NotMeasured", "Placement", "Report", "judge"]
+__all__ = ["IN_FLOAT", "Gates", "NotMeasured", "Placement", "Report", "judge"]
+
+IN_FLOAT = ", in float)"  # ends the `Placement.fallback` of a layer of an int8 model that runs in float
 
 
 @dataclass(frozen=True)

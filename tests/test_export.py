@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import edgeact
-from edgeact._capture import quiet_torchao
 from edgeact.accuracy import Accuracy
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
@@ -216,8 +215,6 @@ def test_what_is_asked_is_checked_before_anything_is_written(videos: Path, tiny_
         export(precision="fp31")
     with pytest.raises(InputError, match="target 'litert' does not export int8: allowed: fp32, fp16"):
         export(target="litert", precision="int8")
-    with pytest.raises(InputError, match="calibration_clips is 0: int8 needs at least 1"):
-        export(precision="int8", calibration_clips=0)
     with pytest.raises(InputError, match="rounds is 0"):
         export(rounds=0)
     with pytest.raises(InputError, match=r"a bundle cannot be named '\.\./x'"):
@@ -358,90 +355,3 @@ def test_int8_needs_clips_to_calibrate_on(videos: Path, tiny_spec: ClipSpec, tmp
             on_corrupt="skip",
         )
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
-
-
-def test_int8_of_openvino_is_small_and_follows_the_simulation(
-    videos: Path, tiny_spec: ClipSpec, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    model = edgeact.create_model("ir_csn_26", num_classes=12, width=0.5)
-    gates = dataclasses.replace(Gates.defaults("int8"), min_agreement=0, max_drop_pt=100)  # untrained weights
-    bundle = edgeact.export(
-        model,
-        target="openvino",
-        precision="int8",
-        spec=tiny_spec,
-        data=videos,
-        out=tmp_path,
-        threads=1,
-        rounds=1,
-        calibration_clips=12,
-        gates=gates,
-    )
-    report = bundle.report()
-    assert report.held, report.failures
-    assert report.artifact["size_mb"] < 0.29 * report.artifact["weights_fp32_mb"], "a quarter, and the graph"
-    assert bundle.manifest["facts"]["quantization"] == {
-        "clips": 12,
-        "classes": 12,
-        "in_float": [],
-        "symmetric": False,
-        "partial_sums": False,
-        "observer": "min-max",
-    }
-    assert "int8: ranges from 12 clips of the training part" in report.notes
-    assert isinstance(report.placement, Placement)
-    kernels = report.placement.kernels
-    convolutions = {name: count for name, count in kernels.items() if name.startswith("Convolution")}
-    assert sum(convolutions.values()) == sum(isinstance(module, nn.Conv3d) for module in model.modules())
-    assert all(name.lower().endswith("_i8") for name in convolutions), kernels
-    assert isinstance(report.numerics, Numerics)
-    assert {rung.name: rung.step_sqnr_db > 20 for rung in report.numerics.rungs} == {
-        "folded": True,
-        "quantized": True,
-        "artifact": True,
-    }
-
-
-def test_a_convolution_in_float_is_a_fallback_of_int8(
-    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with quiet_torchao():
-        from edgeact.quantize.annotate import SchemeQuantizer
-
-    specs = SchemeQuantizer._specs
-    monkeypatch.setattr(
-        SchemeQuantizer, "_specs", lambda self, node: None if node.name == "conv3d_3" else specs(self, node)
-    )
-    bundle = edgeact.export(
-        tiny("ir_csn_26", tiny_spec),
-        target="openvino",
-        precision="int8",
-        spec=tiny_spec,
-        data=videos,
-        out=tmp_path,
-        threads=1,
-        rounds=1,
-        calibration_clips=12,
-        gates=dataclasses.replace(Gates.defaults("int8"), min_agreement=0, max_drop_pt=100),
-    )
-    report = bundle.report()
-    assert not report.held
-    assert "int8: in float stay conv3d_3" in report.notes
-    assert any("1 ops fall back" in failure and "_f32" in failure for failure in report.failures), report.failures
-
-
-def test_int8_without_torchao_names_the_extra(
-    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "edgeact.quantize.ranges", None)
-    with pytest.raises(MissingDependencyError, match=r"exporting in int8 needs torchao.*edgeact\[export\]"):
-        edgeact.export(
-            tiny("ir_csn_26", tiny_spec),
-            target="openvino",
-            precision="int8",
-            spec=tiny_spec,
-            data=videos,
-            out=tmp_path,
-            calibration_clips=12,
-        )

@@ -21,6 +21,7 @@ from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Placement
+from edgeact.quantize.options import Int8
 from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import check_options, get_target
 
@@ -159,7 +160,7 @@ def test_int8_is_for_xnnpack(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) 
             spec=tiny_spec,
             data=videos,
             out=tmp_path / "out",
-            calibration_clips=12,
+            int8=Int8(calibration_clips=12),
             clips=12,
         )
     assert not list(tmp_path.glob("out/*"))

@@ -1,11 +1,15 @@
 """`edgeact export`: a network to a proven bundle."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from edgeact.cli._options import gate_options, make_gates, parse_options, print_report, spec_options
+
+if TYPE_CHECKING:
+    from edgeact.quantize.options import Int8
+    from edgeact.quantize.state import QuantizedState
 
 __all__ = ["command"]
 
@@ -33,6 +37,12 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
     "--calibration-clips",
     type=click.IntRange(1),
     help="Clips of the training part that int8 takes its ranges from.  [default: 64]",
+)
+@click.option(
+    "--keep-float",
+    metavar="N|auto",
+    help="Of int8: leave the N layers whose rounding costs most in float; auto takes as few as --max-drop and "
+    "--min-agreement need on the validation clips.",
 )
 @click.option("--observer", help="How a range follows from the clips: min-max, percentile, mse.  [default: min-max]")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
@@ -71,7 +81,9 @@ def command(
         progress=not quiet,
     )
     notes = network.notes
-    notes += _int8_options(given, precision, trained=network.quantized is not None)
+    int8 = _int8(given, precision, network.quantized)
+    if network.quantized is not None and precision != "int8":
+        notes += (f"the checkpoint was trained for int8: {precision} is the float network that it follows",)
     if not network.training and data == MOTION and given["clips"] is None:
         given["clips"] = _UNTRAINED_CLIPS
         notes += (f"without training, {_UNTRAINED_CLIPS} clips of the motion set are compared; --clips takes more",)
@@ -89,26 +101,28 @@ def command(
         notes=notes,
         gates=gates,
         on_corrupt=on_corrupt,
-        quantized=network.quantized,
+        int8=int8,
         progress=not quiet,
         **given,
     )
     return print_report(bundle.report(), as_json=as_json, html=Path(bundle.path) / "report.html")
 
 
-def _int8_options(given: dict[str, Any], precision: str, *, trained: bool) -> tuple[str, ...]:
-    """Leave the options of calibration that were not given out of `given`; notes on what the report does not show.
-
-    Raises:
-        InputError: They were given, and nothing is calibrated.
-    """
+def _int8(given: dict[str, Any], precision: str, trained: "QuantizedState | None") -> "Int8 | None":
+    """The options of int8, taken out of `given`."""
     from edgeact.errors import InputError
+    from edgeact.quantize.options import Int8
 
-    asked = {name: value for name in ("calibration_clips", "observer") if (value := given.pop(name)) is not None}
-    if asked and (trained or precision != "int8"):
-        why = "the checkpoint holds the ranges of its training" if precision == "int8" else f"{precision} has no ranges"
-        raise InputError(f"--{next(iter(asked)).replace('_', '-')} calibrates int8, and {why}: leave it out")
-    given |= asked
-    if trained and precision != "int8":
-        return (f"the checkpoint was trained for int8: {precision} is the float network that it follows",)
-    return ()
+    asked = {name: given.pop(name) for name in ("calibration_clips", "observer", "keep_float")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if precision != "int8":
+        if asked:
+            raise InputError(f"--{next(iter(asked)).replace('_', '-')} is of int8: leave it out of {precision}")
+        return None
+    if trained is not None and "observer" in asked:
+        raise InputError("--observer calibrates, and the checkpoint holds the ranges of its training: leave it out")
+    if (keep := asked.get("keep_float", "auto")) != "auto":
+        if not keep.isdecimal():
+            raise InputError(f"--keep-float {keep!r}: give a number of layers, or auto")
+        asked["keep_float"] = int(keep)
+    return Int8(**asked, trained=trained)

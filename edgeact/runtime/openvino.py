@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import MissingDependencyError, ToolchainError
-from edgeact.parity import Placement
+from edgeact.parity import IN_FLOAT, Placement
 
 __all__ = ["MODULES", "Runner"]
 
@@ -84,7 +84,7 @@ class Runner:
             kernels[kernel] += 1
             in_float = self._int8 and info["layerType"].value in _WEIGHTED and not kernel.lower().endswith("_i8")
             if in_float or "ref" in info["primitiveType"].value.split("_"):
-                fallback.append(f"{op.get_friendly_name()} ({kernel})")
+                fallback.append(f"{op.get_friendly_name()} ({kernel}{IN_FLOAT if in_float else ')'}")
         return Placement(
             accelerated_ops=sum(kernels.values()) - len(fallback),
             fallback_ops=len(fallback),

@@ -1,0 +1,149 @@
+"""What is written down of an export: its name, the report with the verdict, and the manifest."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeact._quantized import Source
+from edgeact.accuracy import Accuracy, compare_accuracy
+from edgeact.clip import ClipSpec
+from edgeact.environment import describe_environment, today
+from edgeact.errors import InputError
+from edgeact.evaluate import EvaluationSet, Outputs
+from edgeact.latency import Latency
+from edgeact.numerics import Numerics
+from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.targets import Target, get_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Job", "bundle_name", "data_notes", "default_name", "make_manifest", "make_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What was asked, checked."""
+
+    name: str
+    model: "nn.Module"
+    model_name: str
+    target_name: str
+    target: Target
+    precision: str
+    form: str
+    options: Mapping[str, str]
+    spec: ClipSpec
+    gates: Gates
+    threads: int
+    rounds: int
+    evaluation: EvaluationSet
+    int8: Source | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.evaluation.dataset.labels
+
+
+def default_name(model: str, target: str, precision: str, options: Mapping[str, str]) -> str:
+    """`<model>-<target>-<precision>`, and the options that are not the target's defaults."""
+    chosen = [value for name, value in options.items() if value != get_target(target).options[name][0]]
+    return "-".join([model.rpartition(":")[2], target, *chosen, precision])
+
+
+def bundle_name(name: str) -> str:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise InputError(f"a bundle cannot be named {name!r}: give a plain folder name")
+    return name
+
+
+def make_report(
+    job: Job,
+    *,
+    numerics: Numerics,
+    reference: Outputs,
+    artifact: Outputs | NotMeasured,
+    latency: Latency | NotMeasured,
+    placement: Placement,
+    files: dict[str, Any],
+    bundle: str,
+    notes: tuple[str, ...],
+) -> Report:
+    """What was measured, and the verdict."""
+    accuracy: Accuracy | NotMeasured
+    if isinstance(artifact, NotMeasured):
+        accuracy = artifact
+        notes = (f"artifact rung: not measured: {artifact.not_measured}", *notes)
+    else:
+        accuracy = compare_accuracy(
+            reference.logits,
+            artifact.logits,
+            reference.truth,
+            clips=[sample.id for sample in reference.samples],
+            labels=job.labels,
+            max_drop_pt=job.gates.max_drop_pt,
+        )
+    failures = judge(job.gates, numerics, accuracy, latency, placement)
+    return Report(
+        bundle=bundle,
+        target=job.target_name,
+        model=job.model_name,
+        precision=job.precision,
+        form=job.form,
+        held=not failures,
+        failures=failures,
+        artifact=files | {"weights_fp32_mb": sum(4 * p.numel() for p in job.model.parameters()) / 1e6},
+        numerics=numerics,
+        accuracy=accuracy,
+        latency=latency,
+        placement=placement,
+        gates=job.gates,
+        notes=notes,
+        environment=describe_environment(),
+        date=today(),
+    )
+
+
+def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    latency = report.latency
+    return {
+        "name": job.name,
+        "model": job.model_name,
+        "target": job.target_name,
+        "precision": job.precision,
+        "form": job.form,
+        "options": dict(job.options),
+        "runtime": job.target.runtime,
+        "artifact": files,
+        "spec": job.spec.to_dict(),
+        "labels": list(job.labels),
+        "io": _io(job.spec, len(job.labels)),
+        "gates": dataclasses.asdict(job.gates),
+        "facts": {
+            **facts,
+            "held": report.held,
+            "created": report.date,
+            "environment": report.environment,
+            "reference_ms": latency.reference_ms if isinstance(latency, Latency) else None,
+        },
+    }
+
+
+def data_notes(evaluation: EvaluationSet) -> list[str]:
+    notes = [f"skipped: {line}" for line in evaluation.skipped]
+    looped = [note for note in evaluation.notes if "looped" in note]
+    if looped:
+        notes.append(
+            f"{len(looped)} of {len(evaluation.dataset.samples)} videos are shorter than a clip and were looped"
+        )
+    return notes + [note for note in evaluation.notes if note not in looped]
+
+
+def _io(spec: ClipSpec, classes: int) -> dict[str, Any]:
+    return {
+        "input": {"name": "clip", "dtype": "uint8", "shape": [1, *spec.clip_shape], "layout": "BTHWC", "color": "RGB"},
+        "output": {"name": "logits", "dtype": "float32", "shape": [1, classes], "layout": "BK"},
+        "normalization": "inside the graph",
+    }

@@ -1,0 +1,36 @@
+"""What a user says of int8."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeact.errors import InputError, UnknownNameError
+from edgeact.quantize.scheme import OBSERVERS, Observer
+from edgeact.quantize.state import QuantizedState
+
+__all__ = ["Int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """How an int8 network is made.
+
+    Attributes:
+        calibration_clips: Clips of the training part that give activations their ranges, even over the classes.
+        observer: How a range follows from them: min-max, percentile or mse.
+        keep_float: How many layers stay in float, those whose rounding costs most; "auto" takes as few as the gates on
+            accuracy need on the validation part.
+        trained: What quantization-aware training left of the network (`Checkpoint.quantized`): nothing is calibrated.
+    """
+
+    calibration_clips: int = 64
+    observer: Observer = "min-max"
+    keep_float: int | Literal["auto"] = 0
+    trained: QuantizedState | None = None
+
+    def __post_init__(self) -> None:
+        if self.observer not in OBSERVERS:
+            raise UnknownNameError("observer", self.observer, OBSERVERS)
+        if self.calibration_clips < 1:
+            raise InputError(f"calibration_clips is {self.calibration_clips}: int8 needs at least 1")
+        if self.keep_float != "auto" and self.keep_float < 0:
+            raise InputError(f"keep_float is {self.keep_float}: it is a number of layers, or 'auto'")

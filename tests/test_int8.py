@@ -1,0 +1,292 @@
+"""int8 from clips and from training to an artifact on OpenVINO: what the export says of it, and what it refuses."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgeact
+from edgeact._capture import quiet_torchao
+from edgeact.bundle import Bundle
+from edgeact.checkpoint import load_checkpoint
+from edgeact.clip import ClipSpec
+from edgeact.data import open_dataset
+from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
+from edgeact.models import create_model
+from edgeact.numerics import Numerics
+from edgeact.parity import Gates, Placement
+from edgeact.quantize.options import Int8
+from edgeact.quantize.scheme import Scheme
+from edgeact.train import QatConfig, TrainConfig, train
+
+Export = Callable[..., Bundle]
+OPTIONS = {"width": 0.125, "dropout": 0.0}
+FEW = Int8(calibration_clips=12)
+
+
+@pytest.fixture
+def export(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> Export:
+    def call(model: nn.Module | None = None, **changed: Any) -> Bundle:
+        torch.manual_seed(0)
+        model = model or create_model("ir_csn_26", num_classes=12, **OPTIONS)
+        gates = dataclasses.replace(Gates.defaults("int8"), min_agreement=0, max_drop_pt=100)  # untrained weights
+        arguments: dict[str, Any] = {"target": "openvino", "precision": "int8", "spec": tiny_spec, "data": videos}
+        arguments |= {"out": tmp_path, "threads": 1, "rounds": 1, "clips": 12, "int8": FEW, "gates": gates}
+        return edgeact.export(model, **arguments | changed)
+
+    return call
+
+
+def kernels_of(bundle: Bundle) -> dict[str, int]:
+    placement = bundle.report().placement
+    assert isinstance(placement, Placement)
+    return placement.kernels
+
+
+def test_it_is_small_and_follows_the_simulation(export: Export) -> None:
+    model = create_model("ir_csn_26", num_classes=12, width=0.5)
+    bundle = export(model)
+    report = bundle.report()
+    assert report.held, report.failures
+    assert report.artifact["size_mb"] < 0.29 * report.artifact["weights_fp32_mb"], "a quarter, and the graph"
+    assert bundle.manifest["facts"]["quantization"] == {
+        "clips": 12,
+        "classes": 12,
+        "observer": "min-max",
+        "in_float": [],
+        "kept": {},
+        "symmetric": False,
+        "partial_sums": False,
+    }
+    assert "int8: ranges from 12 clips of the training part" in report.notes
+    convolutions = {name: count for name, count in kernels_of(bundle).items() if name.startswith("Convolution")}
+    assert sum(convolutions.values()) == sum(isinstance(module, nn.Conv3d) for module in model.modules())
+    assert all(name.endswith("_I8") for name in convolutions), convolutions
+    assert isinstance(report.numerics, Numerics)
+    assert [rung.name for rung in report.numerics.rungs if rung.step_sqnr_db > 20] == [
+        "folded",
+        "quantized",
+        "artifact",
+    ]
+    assert any(note.startswith("int8: no layer is below 20 dB") for note in report.notes), report.notes
+
+
+def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    with quiet_torchao():
+        from edgeact.quantize.annotate import SchemeQuantizer
+
+    specs = SchemeQuantizer._specs
+    monkeypatch.setattr(
+        SchemeQuantizer, "_specs", lambda self, node: None if node.name == "conv3d_3" else specs(self, node)
+    )
+    report = export().report()
+    assert not report.held
+    assert "int8: in float stay layer1.0.conv3" in report.notes, report.notes
+    assert any("1 ops fall back" in failure and "_f32, in float)" in failure for failure in report.failures)
+
+
+def test_the_worst_layers_stay_in_float_if_asked(export: Export) -> None:
+    model = create_model("ir_csn_26", num_classes=12, **OPTIONS)
+    with torch.no_grad():  # one channel that swamps the others of a tensor: int8 has no level left for these
+        model.layer2[0].conv1.weight[0] *= 300  # type: ignore[index, union-attr]
+    whole, kept = export(model, name="a"), export(model, name="b", int8=dataclasses.replace(FEW, keep_float=2))
+    facts = kept.manifest["facts"]["quantization"]
+    assert len(facts["kept"]) == 2
+    assert sorted(facts["kept"]) == sorted(facts["in_float"])
+    assert list(facts["kept"].values()) == sorted(facts["kept"].values()), "the worst first"
+    assert kept.report().numerics.sqnr_db > whole.report().numerics.sqnr_db + 3
+    assert kept.report().held, kept.report().failures
+    assert kept.manifest["gates"]["max_fallback"] == 2
+    assert sum(count for name, count in kernels_of(kept).items() if name.endswith("_f32")) == 2
+    assert any("ms with these layers in float" in note for note in kept.report().notes)
+
+
+def test_auto_keeps_as_few_as_the_gates_need(export: Export) -> None:
+    easy = export(name="a", int8=dataclasses.replace(FEW, keep_float="auto"))
+    assert easy.manifest["facts"]["quantization"]["kept"] == {}
+    gates = Gates(min_sqnr_db=0, min_agreement=1, max_drop_pt=0)
+    torch.manual_seed(0)
+    hard = create_model("ir_csn_26", num_classes=12, **OPTIONS)
+    bundle = export(hard, name="b", int8=dataclasses.replace(FEW, keep_float="auto"), gates=gates)
+    kept = bundle.manifest["facts"]["quantization"]["kept"]
+    assert (
+        len(kept)
+        == bundle.manifest["gates"]["max_fallback"]
+        <= sum(isinstance(m, nn.Conv3d | nn.Linear) for m in hard.modules())
+    )
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+def test_other_observers_leave_out_what_is_rare(observer: Any, export: Export) -> None:
+    bundle = export(int8=dataclasses.replace(FEW, observer=observer))
+    assert bundle.manifest["facts"]["quantization"]["observer"] == observer
+    assert bundle.report().numerics.sqnr_db > 10
+
+
+def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = None, **changed: Any) -> dict[str, float]:
+    torch.manual_seed(0)
+    qat = QatConfig(calibration_clips=12) if scheme is None else QatConfig(calibration_clips=12, scheme=scheme)
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "threads": 1, "lr": 1e-3, "qat": qat}
+    return train(
+        create_model("ir_csn_26", num_classes=12, **OPTIONS).eval(),
+        name="ir_csn_26",
+        options=OPTIONS,
+        spec=spec,
+        train_set=open_dataset(videos, split="train"),
+        val_set=open_dataset(videos, split="val"),
+        out=out,
+        config=TrainConfig(**settings),
+        cache=None,
+        **changed,
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(videos: Path, tiny_spec: ClipSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("qat") / "model.safetensors"
+    trained(videos, tiny_spec, out)
+    return out
+
+
+def float_network() -> nn.Module:
+    torch.manual_seed(0)
+    return create_model("ir_csn_26", num_classes=12, **OPTIONS).eval()
+
+
+def test_training_leaves_the_float_network_and_an_int8_one(checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    for name, tensor in float_network().state_dict().items():
+        torch.testing.assert_close(loaded.state[name], tensor, rtol=0, atol=0)
+    quantized = loaded.quantized
+    assert quantized is not None
+    assert (quantized.scheme, quantized.spec) == (Scheme(symmetric=True, partial_sums=True), loaded.spec)
+    assert all(low <= high for low, high in quantized.ranges.values())
+    assert len(quantized.weights) == 2 * sum(isinstance(m, nn.Conv3d | nn.Linear) for m in float_network().modules())
+    rows = [json.loads(line) for line in Path(f"{checkpoint}.metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["val_loss_untrained"] != rows[0]["val_loss"]
+    assert "val_loss_untrained" not in rows[1]
+
+
+def test_what_was_trained_is_what_is_exported(
+    checkpoint: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is calibrated for it."""
+    with quiet_torchao():
+        from edgeact.quantize import ranges
+
+    monkeypatch.setattr(ranges, "observe", lambda *_: pytest.fail("nothing is to be calibrated"))
+    loaded = load_checkpoint(checkpoint)
+    bundle = export(float_network(), int8=Int8(trained=loaded.quantized), name="qat")
+    facts = bundle.manifest["facts"]["quantization"]
+    assert facts["trained"]
+    assert facts["symmetric"]
+    assert not facts["partial_sums"], "OpenVINO adds taps in its accumulator"
+    assert "int8: weights and ranges from quantization-aware training" in bundle.report().notes
+    assert all(name.endswith("_i8") for name in kernels_of(bundle) if name.startswith("Convolution"))
+    rungs = {rung.name: rung for rung in bundle.report().numerics.rungs}
+    assert rungs["artifact"].step_sqnr_db > 20
+
+
+def test_a_killed_run_resumes_to_the_same_end(
+    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, checkpoint: Path
+) -> None:
+    out = tmp_path / "killed.safetensors"
+
+    def killed(row: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(videos, tiny_spec, out, on_epoch=killed)
+    trained(videos, tiny_spec, out, resume=True)
+    first, second = load_checkpoint(checkpoint).quantized, load_checkpoint(out).quantized
+    assert first is not None
+    assert second is not None
+    assert first.ranges == second.ranges
+    for name, tensor in first.weights.items():
+        torch.testing.assert_close(second.weights[name], tensor, rtol=0, atol=0)
+
+
+def test_a_run_that_follows_another_network_is_another_run(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    def killed(row: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(videos, tiny_spec, out, on_epoch=killed)
+    with pytest.raises(InputError, match="is a run with other data or settings"):
+        trained(videos, tiny_spec, out, scheme=Scheme(), resume=True)
+
+
+def test_what_int8_refuses(checkpoint: Path, export: Export, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    quantized = load_checkpoint(checkpoint).quantized
+    assert quantized is not None
+    other = dataclasses.replace(quantized, spec=dataclasses.replace(tiny_spec, frames=8))
+    with pytest.raises(InputError, match=r"int8 was trained for ClipSpec\(frames=8.* not for ClipSpec\(frames=4"):
+        export(float_network(), int8=Int8(trained=other))
+    affine = dataclasses.replace(quantized, scheme=Scheme())
+    with pytest.raises(
+        CheckpointError, match=r"was trained under the int8 Scheme\(.*the target demands Scheme\(.*portable"
+    ):
+        export(float_network(), int8=Int8(trained=affine), target="android")
+    damaged = dataclasses.replace(quantized, weights=dict(list(quantized.weights.items())[1:]))
+    with pytest.raises(CheckpointError, match="the checkpoint's int8 weights are not those of its network"):
+        export(float_network(), int8=Int8(trained=damaged))
+    unknown = dataclasses.replace(quantized, ranges={})
+    with pytest.raises(InputError, match="there is no range for"):
+        export(float_network(), int8=Int8(trained=unknown))
+    with pytest.raises(InputError, match="options of int8 were given, and the precision is fp32"):
+        export(precision="fp32")
+    with pytest.raises(InputError, match="calibration_clips is 0: int8 needs at least 1"):
+        Int8(calibration_clips=0)
+    with pytest.raises(InputError, match="keep_float is -1: it is a number of layers, or 'auto'"):
+        Int8(keep_float=-1)
+    with pytest.raises(UnknownNameError, match="unknown observer 'minmax': did you mean 'min-max'"):
+        Int8(observer="minmax")
+    with pytest.raises(InputError, match="is no int8 scheme"):
+        Scheme.from_dict({"symmetric": 1})
+    with pytest.raises(InputError, match=r"distill is 2: it is a share, from 0 to 1"):
+        QatConfig(distill=2)
+    with pytest.raises(InputError, match="calibration_clips is 0: ranges need at least 1"):
+        QatConfig(calibration_clips=0)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_without_torchao_the_extra_is_named(
+    export: Export, monkeypatch: pytest.MonkeyPatch, videos: Path, tiny_spec: ClipSpec, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "edgeact.quantize.ranges", None)
+    with pytest.raises(MissingDependencyError, match=r"exporting in int8 needs torchao.*edgeact\[export\]"):
+        export()
+    monkeypatch.setitem(sys.modules, "edgeact.quantize.training", None)
+    with pytest.raises(MissingDependencyError, match=r"quantization-aware training needs torchao.*edgeact\[export\]"):
+        trained(videos, tiny_spec, tmp_path / "m.safetensors")
+
+
+def test_the_observers_see_the_rounding_of_training_and_of_export_alike(checkpoint: Path, tiny_spec: ClipSpec) -> None:
+    """The network that is trained and the one that is exported round alike, to the bit."""
+    from edgeact._capture import fold
+    from edgeact.clip import normalize
+
+    quantized = load_checkpoint(checkpoint).quantized
+    assert quantized is not None
+    with quiet_torchao():
+        from edgeact.quantize.convert import quantize
+        from edgeact.quantize.training import FakeQuantized
+
+        graph, free = fold(float_network(), tiny_spec), fold(float_network(), tiny_spec, any_batch=True)
+        graph.load_state_dict(dict(quantized.weights))
+        free.load_state_dict(dict(quantized.weights))
+        exported, simulated = quantize(graph, quantized.ranges, quantized.scheme), FakeQuantized(free, quantized.scheme)
+    simulated.set_ranges(quantized.ranges)
+    assert simulated.ranges() == quantized.ranges
+    clip = np.random.default_rng(0).integers(0, 256, (1, *tiny_spec.clip_shape), dtype=np.uint8)
+    x = torch.from_numpy(normalize(clip, tiny_spec))
+    with torch.no_grad():
+        torch.testing.assert_close(simulated(x), exported(x), rtol=1e-5, atol=1e-6)
