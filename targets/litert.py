@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -29,9 +30,9 @@ class LiteRT:
     """`model.tflite`."""
 
     summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
     forms = ("unrolled", "folded")
-    scheme = None
+    scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "litert"
 
