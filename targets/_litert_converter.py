@@ -17,7 +17,7 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     """Convert the saved program (uint8 `clip_BTHWC` -> `logits_BK`, 2-D) and write the .tflite."""
     import litert_torch
 
-    from edgeact.targets import _litert_int8
+    from edgeact.targets import _litert_int8, _litert_kernels
 
     exported = torch.export.load(program)
     module = exported.module(check_guards=False)
@@ -27,7 +27,7 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     scales = None
     if precision == "int8":
         _litert_int8.quantize_in_the_graph(module)
-        _litert_int8.maximum_by_sums(module)
+        _litert_kernels.replace(module)
         _litert_int8.keep_pads_in_layout()
         scales = _litert_int8.read_scales()
     clip = next(node for node in exported.graph.nodes if node.name == exported.graph_signature.user_inputs[0])

@@ -3,8 +3,8 @@
     int8 weight ──────────── dequantize ─ conv        PT2E, and the lowering's taps and zeros
     float weight ─ quantize ─ dequantize ─ conv       here; the converter folds the first three into the int8 weight
 
-Read with the scales of the graph alone ("static"), the converter fuses each op with the ops around it; then it takes the
-last dequantize op for the caller's, and gives int8 logits.
+Told that the graph has scales ("static"), the converter fuses each op with the quantize and dequantize ops around it;
+it takes the last of them for the caller's, and gives int8 logits.
 """
 
 import operator
@@ -17,7 +17,7 @@ from torch import fx
 if TYPE_CHECKING:
     from litert_torch.quantize.quant_config import QuantConfig
 
-__all__ = ["give_float_logits", "keep_pads_in_layout", "maximum_by_sums", "quantize_in_the_graph", "read_scales"]
+__all__ = ["give_float_logits", "keep_pads_in_layout", "quantize_in_the_graph", "read_scales"]
 
 _aten = torch.ops.aten
 _quantized = torch.ops.quantized_decomposed
@@ -61,27 +61,6 @@ def keep_pads_in_layout() -> None:
         node.args = (x, [*channels, *width, *height, *batch], *value)
 
 
-def maximum_by_sums(module: fx.GraphModule) -> None:
-    """`max(a, b)` of one scale as `a + (b - a)`, where int8 cuts off a difference below zero; exact, in place.
-
-    XNNPACK has no int8 MAXIMUM; its sums of equal scales round nothing, and 255 steps hold every difference.
-    """
-    for node in module.graph.find_nodes(op="call_function", target=_aten.maximum.default):
-        a, b = node.args
-        if not (_is_dequantize(a) and _is_dequantize(b) and a.args[1:] == b.args[1:]):
-            continue
-        scale, _, least, *rest = a.args[1:]
-        with module.graph.inserting_before(node):
-            difference = module.graph.call_function(_aten.sub.Tensor, (b, a))
-            stored = module.graph.call_function(
-                _quantized.quantize_per_tensor.default, (difference, scale, least, least, *rest)
-            )
-            above = module.graph.call_function(a.target, (stored, scale, least, least, *rest))
-            node.replace_all_uses_with(module.graph.call_function(_aten.add.Tensor, (a, above)))
-        module.graph.erase_node(node)
-    module.recompile()
-
-
 def _is_dequantize(node: fx.Node) -> bool:
     return str(node.target).startswith("quantized_decomposed.dequantize_per_")
 
@@ -90,7 +69,7 @@ def _real(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     """What `node` makes of its int8 constant; divided by its scale, the same integers again."""
 
     def value(argument: Any) -> Any:
-        return operator.attrgetter(argument.target)(module) if isinstance(argument, fx.Node) else argument
+        return operator.attrgetter(str(argument.target))(module) if isinstance(argument, fx.Node) else argument
 
     real: torch.Tensor = node.target(*map(value, node.args))  # type: ignore[operator]
     return real
