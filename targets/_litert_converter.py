@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from edgeact.targets import _litert_int8, _litert_kernels
+
 __all__ = ["convert"]
 
 _aten = torch.ops.aten
@@ -16,8 +18,6 @@ _quantized = torch.ops.quantized_decomposed
 def convert(program: Path, artifact: Path, precision: str) -> None:
     """Convert the saved program (uint8 `clip_BTHWC` -> `logits_BK`, 2-D) and write the .tflite."""
     import litert_torch
-
-    from edgeact.targets import _litert_int8, _litert_kernels
 
     exported = torch.export.load(program)
     module = exported.module(check_guards=False)
@@ -34,7 +34,7 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     example = torch.zeros(tuple(clip.meta["val"].shape), dtype=torch.uint8)
     litert_torch.convert(module, (example,), quant_config=scales).export(str(artifact))
     if precision == "int8":
-        _litert_int8.give_float_logits(artifact)
+        _litert_int8.finish(artifact)
     if precision == "fp16":
         _store_fp16(artifact)
 

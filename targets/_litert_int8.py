@@ -17,7 +17,7 @@ from torch import fx
 if TYPE_CHECKING:
     from litert_torch.quantize.quant_config import QuantConfig
 
-__all__ = ["give_float_logits", "keep_pads_in_layout", "quantize_in_the_graph", "read_scales"]
+__all__ = ["finish", "keep_pads_in_layout", "quantize_in_the_graph", "read_scales"]
 
 _aten = torch.ops.aten
 _quantized = torch.ops.quantized_decomposed
@@ -75,12 +75,22 @@ def _real(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     return real
 
 
-def give_float_logits(path: Path) -> None:
-    """Put a DEQUANTIZE op behind the int8 logits of the .tflite `path`; nothing happens to float ones."""
-    from ai_edge_litert import schema_py_generated as schema
+def finish(path: Path) -> None:
+    """Give the .tflite `path` float logits, and take the names from its tensors: they say nothing and weigh a tenth."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model(str(path))
+    graph = model.subgraphs[0]
+    for index, tensor in enumerate(graph.tensors):
+        tensor.name = tensor.name if index in (*graph.inputs, *graph.outputs) else b""
+    _dequantize_logits(model)
+    flatbuffer_utils.write_model(model, str(path))
+
+
+def _dequantize_logits(model: Any) -> None:
+    """Put a DEQUANTIZE op behind the logits, where they are int8."""
+    from ai_edge_litert import schema_py_generated as schema
+
     graph, kind = model.subgraphs[0], schema.BuiltinOperator.DEQUANTIZE
     (output,) = graph.outputs
     before = graph.tensors[output]
@@ -99,4 +109,3 @@ def give_float_logits(path: Path) -> None:
     graph.outputs = list(op.outputs)
     for signature in model.signatureDefs or ():
         signature.outputs[0].tensorIndex = op.outputs[0]
-    flatbuffer_utils.write_model(model, str(path))
