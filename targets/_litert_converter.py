@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from edgeact.targets import _litert_int8, _litert_kernels
+
 __all__ = ["convert"]
+
+_aten = torch.ops.aten
+_quantized = torch.ops.quantized_decomposed
 
 
 def convert(program: Path, artifact: Path, precision: str) -> None:
@@ -19,29 +24,48 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     assert isinstance(module, fx.GraphModule)
     _pad_max_pools_with_zeros(module.graph)
     module.recompile()
+    scales = None
+    if precision == "int8":
+        _litert_int8.quantize_in_the_graph(module)
+        _litert_kernels.replace(module)
+        _litert_int8.keep_pads_in_layout()
+        scales = _litert_int8.read_scales()
     clip = next(node for node in exported.graph.nodes if node.name == exported.graph_signature.user_inputs[0])
     example = torch.zeros(tuple(clip.meta["val"].shape), dtype=torch.uint8)
-    litert_torch.convert(module, (example,)).export(str(artifact))
+    litert_torch.convert(module, (example,), quant_config=scales).export(str(artifact))
+    if precision == "int8":
+        _litert_int8.finish(artifact)
     if precision == "fp16":
         _store_fp16(artifact)
 
 
 def _pad_max_pools_with_zeros(graph: fx.Graph) -> None:
-    """`max_pool2d(relu(x), padding=p)` as `max_pool2d(pad(relu(x), zeros))`, equal since nothing is below zero.
+    """`max_pool2d(x, padding=p)` as `max_pool2d(pad(x, zeros))`, equal where nothing in x is below zero.
 
-    The converter pads with minus infinity (PADV2), which XNNPACK does not take; it takes a PAD with zeros.
+    The converter pads with minus infinity, or the least int8 (PADV2), which XNNPACK does not take; it takes a PAD with
+    zeros.
     """
-    aten = torch.ops.aten
-    for pool in graph.find_nodes(op="call_function", target=aten.max_pool2d.default):
+    for pool in graph.find_nodes(op="call_function", target=_aten.max_pool2d.default):
         x, kernel, stride, *given = pool.args
         padding, *rest = given or [[0, 0]]
-        if not any(padding) or x.target is not aten.relu.default:
+        if not any(padding) or not _is_never_negative(x):
             continue
         height, width = padding
         with graph.inserting_before(pool):
-            padded = graph.call_function(aten.constant_pad_nd.default, (x, [width, width, height, height], 0.0))
-        padded.meta["val"] = torch.nn.functional.pad(x.meta["val"], (width, width, height, height))
+            padded = graph.call_function(_aten.constant_pad_nd.default, (x, [width, width, height, height], 0.0))
+            if x.target is not _aten.relu.default:
+                scale = x.args[1:]
+                quantized = graph.call_function(_quantized.quantize_per_tensor.default, (padded, *scale))
+                padded = graph.call_function(x.target, (quantized, *scale))
         pool.args = (padded, kernel, stride, [0, 0], *rest)
+
+
+def _is_never_negative(x: fx.Node) -> bool:
+    """Whether it is a ReLU's output, or dequantized with the zero at the least integer."""
+    if str(x.target) == "quantized_decomposed.dequantize_per_tensor.default":
+        _, _, zero_point, least, *_ = x.args
+        return bool(zero_point == least)
+    return x.target is _aten.relu.default
 
 
 def _store_fp16(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 The stock converter has no depthwise Conv3d and gives dense ones to a slow CONV_3D, so time is lowered; unrolled, all
 compute is one or two XNNPACK delegates. fp16 stores weights as float16, half the file; XNNPACK computes in fp32 from
-them. Neither TensorFlow Select nor custom ops are ever written: a network that would need them is refused.
+them. int8 keeps the scales of the graph; XNNPACK computes in int8 from the normalised frames to the logits. Neither
+TensorFlow Select nor custom ops are ever written: a network that would need them is refused.
 """
 
 import importlib.util
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -29,9 +31,9 @@ class LiteRT:
     """`model.tflite`."""
 
     summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp32", "fp16", "int8")
     forms = ("unrolled", "folded")
-    scheme = None
+    scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "litert"
 

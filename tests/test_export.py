@@ -202,7 +202,9 @@ def test_a_gate_that_is_missed_fails_and_keeps_the_bundle(videos: Path, tiny_spe
     assert bundle.manifest["facts"]["held"] is False
 
 
-def test_what_is_asked_is_checked_before_anything_is_written(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+def test_what_is_asked_is_checked_before_anything_is_written(
+    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, out = tiny("ir_csn_26", tiny_spec), tmp_path / "out"
 
     def export(**changed: object) -> None:
@@ -213,6 +215,7 @@ def test_what_is_asked_is_checked_before_anything_is_written(videos: Path, tiny_
         export(target="openvin")
     with pytest.raises(UnknownNameError, match="unknown precision 'fp31': did you mean 'fp32'"):
         export(precision="fp31")
+    monkeypatch.setattr(type(get_target("litert")), "precisions", ("fp32", "fp16"))
     with pytest.raises(InputError, match="target 'litert' does not export int8: allowed: fp32, fp16"):
         export(target="litert", precision="int8")
     with pytest.raises(InputError, match="rounds is 0"):

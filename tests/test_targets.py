@@ -31,6 +31,7 @@ LOWERED = [
     ("android", "int8"),
     ("litert", "fp32"),
     pytest.param("litert", "fp16", marks=pytest.mark.slow),
+    ("litert", "int8"),
 ]
 
 
@@ -334,7 +335,7 @@ def test_openvino_that_cannot_save_says_whether_the_disk_is_full(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime has no wheel for this Python")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_tflite_runtime_where_only_that_is_installed(
     precision: str, videos: Path, tiny_spec: ClipSpec, tmp_path: Path
 ) -> None:

@@ -20,6 +20,9 @@ MODULES = ("ai_edge_litert", "tflite_runtime")  # one of them must be installed
 _MOVEMENT = {"CAST", "RESHAPE", "SLICE", "STRIDED_SLICE", "TRANSPOSE", "CONCATENATION", "PAD", "PADV2"}
 _MOVEMENT |= {"DEQUANTIZE", "QUANTIZE", "EXPAND_DIMS", "SQUEEZE", "SPLIT"}
 
+# In an int8 model one of them in float is a fallback.
+_WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D", "BATCH_MATMUL"}
+
 
 def _interpreter() -> tuple[Any, str]:
     """The interpreter's class and its distribution."""
@@ -73,7 +76,7 @@ class Runner:
         """Which ops XNNPACK took: those that the outputs need and no delegate computes are outside.
 
         The interpreter lists the original ops beside the delegates that replaced them, so the way back from the
-        outputs ends at what a delegate gives.
+        outputs ends at what a delegate gives. In an int8 model a convolution or linear layer in float is a fallback.
         """
         ops = self._interpreter._get_ops_details()
         delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
@@ -87,14 +90,23 @@ class Runner:
                 continue
             outside[op["index"]] = op["op_name"]
             wanted += list(op["inputs"])
-        fallback = tuple(f"{name} (op {index})" for index, name in sorted(outside.items()) if name not in _MOVEMENT)
+        fallen = {index: name for index, name in outside.items() if name not in _MOVEMENT} | self._in_float(ops)
+        fallback = tuple(f"{name} (op {index})" for index, name in sorted(fallen.items()))
         kernels = Counter(op["op_name"] for op in ops if op["op_name"] != "DELEGATE" and op["index"] not in outside)
         names = {f"XNNPACK {name}": count for name, count in kernels.most_common()} | {"delegates": len(delegates)}
         names |= {f"outside {name}": count for name, count in Counter(outside.values()).items()}
         return Placement(
-            accelerated_ops=kernels.total(),
+            accelerated_ops=kernels.total() - len(fallen.keys() - outside.keys()),
             fallback_ops=len(fallback),
             fallback=fallback,
             kind="measured",
             kernels=names,
         )
+
+    def _in_float(self, ops: list[dict[str, Any]]) -> dict[int, str]:
+        """Convolutions and linear layers, by index, that an int8 model computes in float."""
+        if not any(op["op_name"] == "QUANTIZE" for op in ops):
+            return {}
+        int8 = {tensor["index"] for tensor in self._interpreter.get_tensor_details() if tensor["dtype"] is np.int8}
+        weighted = (op for op in ops if op["op_name"] in _WEIGHTED)
+        return {op["index"]: f"{op['op_name']} in float" for op in weighted if not int8.issuperset(op["inputs"][:2])}
