@@ -3,6 +3,7 @@
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
@@ -61,10 +62,12 @@ def _pad_max_pools_with_zeros(graph: fx.Graph) -> None:
 
 
 def _is_never_negative(x: fx.Node) -> bool:
-    """Whether it is a ReLU's output, or dequantized with the zero at the least integer."""
+    """Whether it is a ReLU's output, rounded or not, or dequantized with the zero at the least integer."""
     if str(x.target) == "quantized_decomposed.dequantize_per_tensor.default":
-        _, _, zero_point, least, *_ = x.args
-        return bool(zero_point == least)
+        before, _, zero_point, least, *_ = x.args
+        return bool(
+            zero_point == least or (before.op == "call_function" and before.args[0].target is _aten.relu.default)
+        )
     return x.target is _aten.relu.default
 
 

@@ -78,8 +78,19 @@ def _partitioner(backend: str, *, half: bool) -> Any:
 
         return VulkanPartitioner({"force_fp16": half})
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from torch.fx.passes.infra.partitioner import Partition
 
-    return XnnpackPartitioner()
+    from edgeact.targets._delegates import levels
+
+    class Levels(XnnpackPartitioner):  # type: ignore[misc]
+        def generate_partitions(self, ep: Any) -> Any:
+            """The same ops as ExecuTorch's, in as few delegates as can be."""
+            found = levels(ep.graph, self.get_matched_nodes_from_configs(ep))
+            if found is None:
+                return super().generate_partitions(ep)
+            return [Partition(id=i, nodes=dict.fromkeys(nodes)) for i, nodes in enumerate(found)]
+
+    return Levels()
 
 
 def _in_float16(program: "ExportedProgram") -> "ExportedProgram":

@@ -58,8 +58,6 @@ def every_case() -> list[Any]:
                 lowered = get_target(target).forms[0] != "volumetric"  # minutes to convert
                 quick = not lowered and name in (SHALLOW if precision == "fp32" else {"ir_csn_26"})
                 marks = [] if quick else [pytest.mark.slow]
-                if (target, precision) == ("android", "int8") and "mict" in name:
-                    marks.append(pytest.mark.xfail(raises=ToolchainError, reason="XNNPACK fails when it runs the pads"))
                 cases.append(pytest.param(target, precision, name, marks=marks))
     return cases
 

@@ -1,6 +1,7 @@
 """The walk over the graph: every op by its rule, in order, each value whole or Timed."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,7 +15,7 @@ from edgeact.lowering import convolution, frames, movement, normalization, point
 from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
 from edgeact.lowering._prepare import prepare, quiet
 from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
-from edgeact.lowering._timed import Form, Timed, map_chunks
+from edgeact.lowering._timed import Form, Timed, filled
 from edgeact.lowering.quantized import settle_scales
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
             raise ValueError("its values are random: an exported network must give the same logits for the same clip")
         timed = any_timed(args)
         if _is_quantize(op):
-            return _quantize(lo, op, args)
+            return _quantize(lo, node, args)
         if is_pointwise(op) and timed:
             return pointwise.pointwise(lo, op, args, kwargs)
         if not timed and not _VOLUMETRIC.search(str(op)):
@@ -158,16 +159,35 @@ def _kept(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     return lo.timed(value, 2) if len(shape) == 5 and shape[0] == 1 else value
 
 
-def _quantize(lo: Lowering, op: Any, args: tuple[Any, ...]) -> Any:
+def _quantize(lo: Lowering, node: fx.Node, args: tuple[Any, ...]) -> Any:
     """A quantize or dequantize node: per tensor it commutes with everything that moves data."""
+    op: Any = node.target
     value, *rest = args
     if isinstance(value, Timed):
         if "per_channel" in str(op):
             raise ValueError("activations quantized per channel")
-        return map_chunks(lo.e, value, lambda chunk: lo.e(op, chunk, *rest))
+        if not _keeps_zero(node):
+            value = filled(lo.e, value)
+        chunks = (None if chunk is None else lo.e(op, chunk, *rest) for chunk in value.chunks)
+        return replace(value, chunks=tuple(chunks))
     if isinstance(value, torch.Tensor) and "dequantize" in str(op):
         return QuantizedConstant(value, op, tuple(rest))
     return lo.e(op, value, *rest)
+
+
+def _keeps_zero(node: fx.Node) -> bool:
+    """Whether a frame of zeros is one again behind this quantize op and the dequantize ops that alone read it.
+
+    Between the two, such a frame is the zero-point, so nothing else may look there.
+    """
+    quantize: Any = node.args[0] if "dequantize" in str(node.target) else node
+    if quantize.op != "call_function" or "quantize_per_tensor" not in str(quantize.target):
+        return False
+    zero_point, low, high = quantize.args[2:5]
+    in_range = all(isinstance(x, int) for x in (zero_point, low, high)) and low <= zero_point <= high
+    return in_range and all(
+        "dequantize" in str(user.target) and user.args[1:] == quantize.args[1:] for user in quantize.users
+    )
 
 
 def _attribute(module: torch.nn.Module, path: str) -> torch.Tensor:

@@ -50,11 +50,12 @@ def _pointwise() -> list[Any]:
 def _give_pads_to_convolutions(graph: fx.Graph) -> None:
     """`F.pad` with zeros before a conv3d: its even sides become the convolution's own padding, as in MiCT.
 
-    Padding in time that differs before and after stays a pad, and leaves out taps.
+    Padding in time that differs before and after stays a pad, and leaves out taps. In an int8 graph a quantize and a
+    dequantize op stand between the two, to which a zero is a zero.
     """
     for node in graph.find_nodes(op="call_function", target=_aten.constant_pad_nd.default):
         sizes: Any = node.args[1]
-        convolutions = list(node.users)
+        convolutions = _readers(node)
         value = node.args[2] if len(node.args) > 2 else 0
         if value or len(sizes) < 4 or any(user.target is not _aten.conv3d.default for user in convolutions):
             continue
@@ -68,6 +69,17 @@ def _give_pads_to_convolutions(graph: fx.Graph) -> None:
             t, h, w = padding * 3 if len(padding) == 1 else padding
             user.args = (x, weight, bias, stride, [t, h + top, w + left], *more)
         node.args = (node.args[0], [0, 0, 0, 0, *time], 0.0)
+
+
+def _readers(pad: fx.Node) -> list[fx.Node]:
+    """The ops that use the padded values; of quantized ones, those behind the dequantize ops."""
+    readers: list[fx.Node] = []
+    for user in pad.users:
+        dequantized = "quantize_per_tensor" in str(user.target) and all(
+            "dequantize_per_tensor" in str(after.target) and after.args[1:] == user.args[1:] for after in user.users
+        )
+        readers += [reader for after in user.users for reader in after.users] if dequantized else [user]
+    return readers
 
 
 @contextmanager

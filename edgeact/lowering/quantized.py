@@ -50,6 +50,9 @@ def settle_scales(module: fx.GraphModule) -> None:
         if not any(_is_quantize(user) for user in node.users):
             _quantize(module.graph, node, scale)
     module.graph.eliminate_dead_code()
+    for node in list(module.graph.nodes):
+        if _scale_of(node) is not None:
+            _one_for_each_use(module.graph, node)
     module.recompile()
 
 
@@ -98,6 +101,18 @@ def _int8_zeros(module: fx.GraphModule, constant: fx.Node, scale: tuple[Any, ...
         dequantize = module.graph.call_function(_quantized.dequantize_per_tensor.default, (stored, *scale))
     dequantize.meta = dict(constant.meta)
     return dequantize
+
+
+def _one_for_each_use(graph: fx.Graph, dequantize: fx.Node) -> None:
+    """What reads an int8 value dequantizes it anew, so that an op and its dequantize ops are a pattern of their own.
+
+    ExecuTorch's passes write between one op and the dequantize op before it (another memory layout), and what they
+    write reaches every other reader of that, which then computes other values: nothing says so.
+    """
+    for user in list(dequantize.users)[1:]:
+        with graph.inserting_before(user):
+            own = graph.node_copy(dequantize)
+        user.replace_input_with(dequantize, own)
 
 
 def _is_sum_of_taps(node: Any) -> bool:

@@ -79,7 +79,7 @@ def _reduce(lo: Lowering, op: Any, x: Timed, dims: list[int], keepdim: bool) -> 
         if over_time and x.frames > 1:
             values = math.prod(x.frame_shape)
             row = lo.e.permute(lo.e.reshape(x.chunks[0], (x.frames, values)), (1, 0))
-            one = lo.e(op, lo.e.reshape(row, (1, values, 1, x.frames)), [3], True)
+            one = lo.e(op, lo.e.reshape(row, (1, values, 1, x.frames)), [2, 3], True)  # XNNPACK takes no other mean
             x = Timed((lo.e.reshape(one, (1, *x.frame_shape)),), _ones(x.shape, [x.axis]), x.axis, x.form)
     if keepdim:
         return x

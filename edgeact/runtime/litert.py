@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import MissingDependencyError, ToolchainError
-from edgeact.parity import Placement
+from edgeact.parity import IN_FLOAT, Placement
 
 __all__ = ["MODULES", "Runner"]
 
@@ -90,8 +90,9 @@ class Runner:
                 continue
             outside[op["index"]] = op["op_name"]
             wanted += list(op["inputs"])
-        fallen = {index: name for index, name in outside.items() if name not in _MOVEMENT} | self._in_float(ops)
-        fallback = tuple(f"{name} (op {index})" for index, name in sorted(fallen.items()))
+        floats = self._in_float(ops)
+        fallen = {index: name for index, name in outside.items() if name not in _MOVEMENT} | floats
+        fallback = tuple(f"{n} (op {i}{IN_FLOAT if i in floats else ')'}" for i, n in sorted(fallen.items()))
         kernels = Counter(op["op_name"] for op in ops if op["op_name"] != "DELEGATE" and op["index"] not in outside)
         names = {f"XNNPACK {name}": count for name, count in kernels.most_common()} | {"delegates": len(delegates)}
         names |= {f"outside {name}": count for name, count in Counter(outside.values()).items()}
@@ -109,4 +110,4 @@ class Runner:
             return {}
         int8 = {tensor["index"] for tensor in self._interpreter.get_tensor_details() if tensor["dtype"] is np.int8}
         weighted = (op for op in ops if op["op_name"] in _WEIGHTED)
-        return {op["index"]: f"{op['op_name']} in float" for op in weighted if not int8.issuperset(op["inputs"][:2])}
+        return {op["index"]: op["op_name"] for op in weighted if not int8.issuperset(op["inputs"][:2])}

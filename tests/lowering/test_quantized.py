@@ -3,18 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from int8_networks import calibrated
 from lowering_checks import FORMS
 from torch import nn
 from torch.nn import functional
 
-from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, quiet_torchao, run_program
+from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
 from edgeact.clip import ClipSpec
 from edgeact.numerics import compare_outputs
 from edgeact.quantize.scheme import Scheme
-
-with quiet_torchao():
-    from edgeact.quantize.convert import quantize
-    from edgeact.quantize.ranges import observe
 
 SPEC = ClipSpec(frames=4, short_side=16, crop_height=16, crop_width=16)
 QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
@@ -44,9 +41,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def quantized(clips):
-    graph, scheme = fold(Block().eval(), SPEC), Scheme(partial_sums=True)
-    with quiet_torchao():
-        return quantize(graph, observe(graph, clips, SPEC, scheme), scheme)
+    return int8(Block(), clips)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -81,3 +76,65 @@ def test_what_moves_keeps_its_scale(quantized, clips):
     for node in moved:
         (quantize,) = node.users
         assert quantize.args[1:] == node.all_input_nodes[0].args[1:6]
+
+
+class Padded(nn.Module):
+    """Pads as MiCT has them: pixels all around, and time at its end."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.deep = nn.Conv3d(3, 8, (7, 3, 3), stride=(1, 2, 2)), nn.Conv3d(8, 8, 3)
+        self.flat, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, clip):
+        x = self.stem(functional.pad(clip, (1, 1, 1, 1, 0, 6))).relu()
+        x = x + self.flat(clip.transpose(1, 2).flatten(0, 1)).relu().unflatten(0, (1, -1)).transpose(1, 2)
+        return self.fc(self.deep(functional.pad(x, (1, 1, 1, 1, 0, 2))).relu().mean((2, 3, 4)))
+
+
+def int8(model, clips):
+    return calibrated(model, clips, SPEC, Scheme(partial_sums=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pad_is_the_convolutions_own_in_int8_too(form, clips):
+    graph = int8(Padded(), clips)
+    program = lower_and_prove(behind_uint8(graph, SPEC), form, clips[0])
+    in_float = lower_and_prove(behind_uint8(fold(Padded().eval(), SPEC), SPEC), form, clips[0])
+    assert "aten.constant_pad_nd.default" not in {str(node.target) for node in program.graph.nodes}
+    kernels, expected = (
+        [tuple(n.args[1].meta["val"].shape) for n in p.graph.nodes if "conv2d" in str(n.target)]
+        for p in (program, in_float)
+    )
+    assert kernels == expected, "taps on absent frames are left out"
+    assert eager(graph, SPEC)(clips[0]) == pytest.approx(run_program(program)(clips[0]), abs=1e-6)
+
+
+class PaddedForTwo(Padded):
+    """A pad that cannot be a convolution's own: more on one side, and read by another op."""
+
+    def forward(self, clip):
+        x = self.stem(functional.pad(clip, (1, 1, 1, 1, 0, 6))).relu()
+        padded = functional.pad(x, (0, 1, 1, 1, 1, 1))
+        return self.fc(self.deep(padded).relu().mean((2, 3, 4)) + padded.mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_pads_stay(form, clips):
+    graph = int8(PaddedForTwo(), clips)
+    program = lower_and_prove(behind_uint8(graph, SPEC), form, clips[0])
+    pads = [node for node in program.graph.nodes if node.target is torch.ops.aten.constant_pad_nd.default]
+    assert pads
+    for pad in pads:
+        (quantize,) = pad.users
+        assert quantize.args[1:] == pad.all_input_nodes[0].args[1:6]
+    assert eager(graph, SPEC)(clips[0]) == pytest.approx(run_program(program)(clips[0]), abs=0.05)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_use_of_a_value_dequantizes_it(form, quantized, clips):
+    program = lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0])
+    dequantized = [node for node in program.graph.nodes if str(node.target) == DEQUANTIZE]
+    assert dequantized
+    assert {len(node.users) for node in dequantized} == {1}

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from int8_networks import calibrated
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -18,8 +19,6 @@ from edgeact.quantize.scheme import Scheme
 
 with quiet_torchao():
     from edgeact.quantize.annotate import adds_taps, is_weighted
-    from edgeact.quantize.convert import quantize
-    from edgeact.quantize.ranges import observe
 
 SPEC = ClipSpec(frames=16, short_side=48, crop_height=48, crop_width=48)
 SMALL = ClipSpec(frames=4, short_side=16, crop_height=16, crop_width=16)
@@ -32,12 +31,7 @@ def clips(spec: ClipSpec, count: int = 3) -> list[Any]:
 
 
 def int8(model: nn.Module, spec: ClipSpec = SMALL, scheme: Scheme | None = None) -> fx.GraphModule:
-    return calibrated(fold(model.eval(), spec), clips(spec), spec, scheme or Scheme())
-
-
-def calibrated(graph: fx.GraphModule, clips: list[Any], spec: ClipSpec, scheme: Scheme) -> fx.GraphModule:
-    with quiet_torchao():
-        return quantize(graph, observe(graph, clips, spec, scheme), scheme)
+    return calibrated(model, clips(spec), spec, scheme or Scheme())
 
 
 def nodes(graph: fx.GraphModule, name: str) -> list[Any]:
@@ -121,7 +115,7 @@ def test_partial_sums_have_a_scale_that_holds_them() -> None:
 def test_pixels_have_a_range_of_their_own() -> None:
     spec = ClipSpec(frames=2, short_side=8, crop_height=8, crop_width=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     dark = [np.full((1, *spec.clip_shape), value, np.uint8) for value in (9, 12)]
-    graph = calibrated(fold(nn.Sequential(nn.Conv3d(3, 4, 1), Mean()).eval(), spec), dark, spec, Scheme())
+    graph = calibrated(nn.Sequential(nn.Conv3d(3, 4, 1), Mean()), dark, spec, Scheme())
     scale = nodes(graph, QUANTIZE)[0].args[1]
     assert scale == pytest.approx(1.02 * 4 / 255, rel=1e-3), "white and black are in range, whatever the clips"
 
@@ -164,4 +158,4 @@ def test_activations_that_int8_cannot_hold(model: nn.Module, message: str) -> No
 
 def test_without_clips_there_are_no_ranges() -> None:
     with pytest.raises(InputError, match="no clips to calibrate on"):
-        calibrated(fold(Every().eval(), SMALL), [], SMALL, Scheme())
+        calibrated(Every(), [], SMALL, Scheme())
