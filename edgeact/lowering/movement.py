@@ -245,6 +245,8 @@ def unbind(lo: Lowering, x: Any, dim: int = 0) -> list[Any]:
 @rule(_aten.constant_pad_nd.default)
 def pad(lo: Lowering, x: Any, sizes: Sequence[int], value: float = 0.0) -> Any:
     """Pad with a constant (negative sizes cut): pairs count from the last dimension, as in `F.pad`."""
+    if len(sizes) == 6 and rank_of(x) == 5 and shape_of(x)[0] == 1 and (not isinstance(x, Timed) or x.axis == 0):
+        x = lo.volume(x)  # one frame alone, which is whole or stands on dimension 0; its time is what grows
     if not isinstance(x, Timed):
         return lo.e(_aten.constant_pad_nd.default, x, list(sizes), value)
     pairs = {rank_of(x) - 1 - i // 2: (sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2)}
