@@ -63,12 +63,11 @@ def _pad_max_pools_with_zeros(graph: fx.Graph) -> None:
 
 def _is_never_negative(x: fx.Node) -> bool:
     """Whether it is a ReLU's output, rounded or not, or dequantized with the zero at the least integer."""
-    if str(x.target) == "quantized_decomposed.dequantize_per_tensor.default":
-        before, _, zero_point, least, *_ = x.args
-        return bool(
-            zero_point == least or (before.op == "call_function" and before.args[0].target is _aten.relu.default)
-        )
-    return x.target is _aten.relu.default
+    if str(x.target) != "quantized_decomposed.dequantize_per_tensor.default":
+        return x.target is _aten.relu.default
+    stored: Any = x.args[0]
+    _, _, zero_point, least, *_ = x.args
+    return bool(zero_point == least or (stored.op == "call_function" and stored.args[0].target is _aten.relu.default))
 
 
 def _store_fp16(path: Path) -> None:
