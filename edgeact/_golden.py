@@ -18,7 +18,7 @@ from edgeact.parity import Report
 __all__ = ["clips_of", "golden_clips", "reference_set", "spread", "write_report"]
 
 _GOLDEN_CLIPS = 4
-_LADDER_CLIPS = 16
+_LADDER_CLIPS = 32
 _FLIPPED_CLIPS_SHOWN = 24
 
 

@@ -77,14 +77,14 @@ class Quantized:
     Attributes:
         network: Float `clip_BCTHW -> logits_BK` with int8 weights, and rounding where the device rounds.
         whole: The same with no layer kept in float.
-        kept: Layers kept in float because it was asked for, with the SQNR in dB that each leaves alone in int8.
+        asked: How many layers are in float because it was asked for.
         facts: For the manifest.
         notes: For the report.
     """
 
     network: "GraphModule"
     whole: "GraphModule"
-    kept: dict[str, float]
+    asked: int
     facts: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -128,20 +128,23 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
         kept: dict[str, float] = {}
         if options.keep_float:
             network, kept = _partly(folded, graph, whole, seen, scheme, source)
-        floats = in_float(network)
+        floats, unasked = in_float(network, scheme), in_float(whole, scheme)
     if kept:
         alone = ", ".join(f"{called(folded, name)} ({db:.1f} dB)" for name, db in kept.items())
         notes.append(f"int8: in float stay, as asked, the layers whose rounding alone costs most: {alone}")
-    if others := [called(folded, name) for name in floats if name not in kept]:
-        notes.append(f"int8: in float stay {', '.join(others)}")
+    if feeding := [called(folded, name) for name in floats if name not in kept and name not in unasked]:
+        notes.append(f"int8: in float, too, since these read what they give: {', '.join(feeding)}")
+    if unasked:
+        notes.append(f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}")
     facts |= {"in_float": floats, "kept": kept} | dataclasses.asdict(scheme)
-    return Quantized(network=network, whole=whole, kept=kept, facts=facts, notes=tuple(notes))
+    asked = len(set(floats) - set(unasked))
+    return Quantized(network=network, whole=whole, asked=asked, facts=facts, notes=tuple(notes))
 
 
-def allow_floats(gates: Gates, placement: Placement, kept: int) -> Gates:
-    """`gates` under which up to `kept` layers in float are no fallback: they were asked for."""
+def allow_floats(gates: Gates, placement: Placement, asked: int) -> Gates:
+    """`gates` under which up to `asked` layers in float are no fallback."""
     floats = sum(name.endswith(IN_FLOAT) for name in placement.fallback)
-    return dataclasses.replace(gates, max_fallback=gates.max_fallback + min(kept, floats))
+    return dataclasses.replace(gates, max_fallback=gates.max_fallback + min(asked, floats))
 
 
 def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -> "GraphModule":

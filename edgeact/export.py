@@ -165,8 +165,8 @@ def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], not
     files = sorted(file.name for file in folder.iterdir())
     runner = load_runner(job.target.runtime, folder, job.spec, job.threads)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
-    if int8 is not None and int8.kept:
-        job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), len(int8.kept)))
+    if int8 is not None and int8.asked:
+        job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), int8.asked))
         notes = (_cost_of_floats(job, int8.whole, runner, clip), *notes)
     report = make_report(
         job,
@@ -196,7 +196,7 @@ def _ladder(
     rows = [row_of[clip] for clip in shown]
     if not isinstance(artifact, NotMeasured):
         rungs = [*rungs, ("artifact", artifact.logits[rows])]
-    return ladder([("fp32", reference.logits[rows]), *rungs])
+    return ladder([("fp32", reference.logits[rows]), *rungs], reference.truth[rows])
 
 
 @contextmanager

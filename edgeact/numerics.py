@@ -23,7 +23,8 @@ EXACT_DB = 150.0
 class Rung:
     """One stage of the ladder against the full-precision reference, on the golden or evaluation clips.
 
-    `step_sqnr_db` compares with the rung before, so a drop shows where it happened.
+    `step_sqnr_db` compares with the rung before, so a drop shows where it happened. `agreement` is the share of clips
+    with the reference's top-1 class, `top1` that with the true one; None where the truth is not known.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Rung:
     max_abs: float
     cosine: float
     step_sqnr_db: float
+    agreement: float
+    top1: float | None
     clips: int
 
 
@@ -67,9 +70,10 @@ def compare_outputs(reference: NDArray[Any], outputs: NDArray[Any]) -> tuple[flo
     return min(sqnr, EXACT_DB), float(np.abs(a - b).max()), float(a @ b) / norms if norms > 0 else 0.0
 
 
-def ladder(outputs: Sequence[tuple[str, NDArray[Any]]]) -> Numerics:
-    """Numerics of the rungs `(name, logits_NK)`; the first is the reference, the last the artifact."""
+def ladder(outputs: Sequence[tuple[str, NDArray[Any]]], truth: NDArray[np.int64] | None = None) -> Numerics:
+    """Numerics of the rungs `(name, logits_NK)`: first the reference, last the artifact; `truth` holds N classes."""
     reference = outputs[0][1]
+    expected = reference.argmax(1)
     rungs = []
     for (name, logits), (_, before) in zip(outputs[1:], outputs[:-1], strict=True):
         sqnr_db, max_abs, cosine = compare_outputs(reference, logits)
@@ -81,6 +85,8 @@ def ladder(outputs: Sequence[tuple[str, NDArray[Any]]]) -> Numerics:
                 max_abs=max_abs,
                 cosine=cosine,
                 step_sqnr_db=step_db,
+                agreement=float(np.mean(logits.argmax(1) == expected)),
+                top1=None if truth is None else float(np.mean(logits.argmax(1) == truth)),
                 clips=len(logits),
             )
         )

@@ -64,9 +64,10 @@ def _numerics_table(report: Report) -> "RenderableType":
         from rich.text import Text
 
         return Text(f"  numerics: not measured: {_plain(numerics.not_measured)}\n")
-    table = _table("rung", "SQNR", "this step", "max abs", "cosine", "clips")
+    table = _table("rung", "SQNR", "this step", "max abs", "cosine", "agree", "top-1", "clips")
     for rung in numerics.rungs:
-        figures = (db(rung.sqnr_db), db(rung.step_sqnr_db), f"{rung.max_abs:.2g}", f"{rung.cosine:.7f}")
+        figures = [db(rung.sqnr_db), db(rung.step_sqnr_db), f"{rung.max_abs:.2g}", f"{rung.cosine:.7f}"]
+        figures += ("" if share is None else f"{100 * share:.1f} %" for share in (rung.agreement, rung.top1))
         table.add_row(_plain(rung.name), *figures, str(rung.clips))
     return table
 

@@ -30,7 +30,7 @@ from edgeact.lowering import Conv, default_taps
 from edgeact.lowering.convolution import MOST_STACKED
 from edgeact.quantize.scheme import Scheme
 
-__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted", "value_names"]
+__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted", "moves_data", "value_names"]
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear"}
 _FUSED = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}  # runtimes clamp as they write int8
@@ -54,6 +54,11 @@ def is_weighted(node: fx.Node) -> bool:
     return _name(node) in _WEIGHTED
 
 
+def moves_data(node: fx.Node) -> bool:
+    """Whether the op of `node` gives values that it was given, and keeps their scale."""
+    return _name(node) in _MOVING.split()
+
+
 def adds_taps(node: fx.Node) -> bool:
     """Whether the 2-D forms of `node` add convolutions over some of its temporal taps (`lowering.convolution`)."""
     if _name(node) != "conv3d":
@@ -71,10 +76,19 @@ def adds_taps(node: fx.Node) -> bool:
     return bool(weight[2] > 1 and (default_taps(conv) == "sum" or weight[2] > MOST_STACKED))
 
 
-def in_float(quantized: fx.GraphModule) -> list[str]:
-    """Names of the convolutions and linear layers of an int8 network that are not int8."""
-    weighted = [node for node in quantized.graph.nodes if is_weighted(node)]
-    return [n.name for n in weighted if not all("dequantize" in str(x.target) for x in n.all_input_nodes[:2])]
+def in_float(quantized: fx.GraphModule, scheme: Scheme) -> list[str]:
+    """Names of the convolutions and linear layers of an int8 network that are not int8.
+
+    What adds taps as int8 tensors (`Scheme.partial_sums`) has kernels that give int8 alone: a layer whose result is
+    read in float is computed in float there.
+    """
+    return [node.name for node in quantized.graph.nodes if is_weighted(node) and not _is_int8(node, scheme)]
+
+
+def _is_int8(node: fx.Node, scheme: Scheme) -> bool:
+    result = next(iter(node.users)) if _is_fused(node) else node
+    rounded = all("quantize_per_tensor" in str(user.target) for user in result.users) or not scheme.partial_sums
+    return rounded and all("dequantize" in str(x.target) for x in node.all_input_nodes[:2])
 
 
 def value_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
@@ -160,7 +174,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             first, *others = before
             shared = SharedQuantizationSpec((first, node))
             return {first: act} | {other: shared for other in others if other is not first}, shared
-        if name in _MOVING.split():
+        if moves_data(node):
             return {before: act}, SharedQuantizationSpec((before, node))
         if name in _COMPUTING.split() and all(_is_float(argument) for argument in node.all_input_nodes):
             follows = name in _FUSED and _is_fused(before)

@@ -1,8 +1,10 @@
 """A float network and the ranges of its activations, as an int8 network (torchao's PT2E).
 
-x ─ conv ─ relu        x ─ quantize ─ dequantize ─ conv ─ relu ─ quantize ─ dequantize
-▲                                              ▲
-weight                           int8 weight ─ dequantize
+    x ─ conv ─ relu        x ─ quantize ─ dequantize ─ conv ─ relu ─ quantize ─ dequantize
+          ▲                                              ▲
+        weight                       int8 weight ─ dequantize
+
+Every arrow into an int8 op is a dequantize op, every arrow out of it a quantize op.
 """
 
 import copy
@@ -14,7 +16,7 @@ from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeact.errors import InputError
-from edgeact.quantize.annotate import SchemeQuantizer, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, moves_data, value_names
 from edgeact.quantize.ranges import Ranges
 from edgeact.quantize.scheme import Scheme
 
@@ -30,7 +32,8 @@ def quantize(
         graph: Float `clip_BCTHW -> logits_BK` with B=1, BatchNorm folded; it is not changed.
         ranges: Of every activation that `scheme` quantizes, as `observe` returns them.
         scheme: What the target demands.
-        keep_float: Convolutions and linear layers, by node name, that stay in float.
+        keep_float: Convolutions and linear layers, by node name, that stay in float, and so does what they read: the
+            rounding of activations costs more than that of weights.
 
     Returns:
         The same network with int8 weights and with quantize and dequantize ops (`quantized_decomposed`), which PyTorch
@@ -52,4 +55,21 @@ def quantize(
         else:
             raise InputError(f"there is no range for {names[watched.name]}: these ranges are of another network")
     quantized: fx.GraphModule = convert_pt2e(prepared)
+    for node in quantized.graph.nodes:
+        if node.name in keep_float:
+            _read_float(node)
+    quantized.graph.eliminate_dead_code()
+    quantized.recompile()
     return quantized
+
+
+def _read_float(node: fx.Node) -> None:
+    """Let `node` read what stands before the rounding of its inputs, and before ops that move that for it alone."""
+    for dequantize in node.all_input_nodes:
+        quantize = dequantize.all_input_nodes[0] if dequantize.all_input_nodes else dequantize
+        if "quantize_per_tensor" not in str(quantize.target):
+            continue
+        value = quantize.all_input_nodes[0]
+        node.replace_input_with(dequantize, value)
+        if moves_data(value) and set(value.users) == {node, quantize} and set(quantize.users) == {dequantize}:
+            _read_float(value)

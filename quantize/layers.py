@@ -16,6 +16,7 @@ from torch import fx
 
 from edgeact.numerics import compare_outputs
 from edgeact.quantize.annotate import in_float, is_weighted
+from edgeact.quantize.scheme import Scheme
 
 __all__ = ["called", "compare_layers", "int8_layers", "rank_layers"]
 
@@ -32,7 +33,7 @@ def called(graph: fx.GraphModule, name: str) -> str:
 
 def int8_layers(quantized: fx.GraphModule) -> list[str]:
     """Names of its convolutions and linear layers that are int8."""
-    floats = in_float(quantized)
+    floats = in_float(quantized, Scheme())
     return [node.name for node in quantized.graph.nodes if is_weighted(node) and node.name not in floats]
 
 

@@ -168,7 +168,14 @@ def test_the_ladder_compares_with_the_reference_and_with_the_rung_before() -> No
     assert second.step_sqnr_db == pytest.approx(20, abs=2)
     assert third.step_sqnr_db == EXACT_DB
     assert numerics.sqnr_db == third.sqnr_db == second.sqnr_db
+    assert (first.agreement, first.top1) == (1.0, None)
     assert {rung.clips for rung in numerics.rungs} == {16}
+
+
+def test_a_rung_says_how_many_answers_it_changes() -> None:
+    logits, truth = np.eye(4), np.array([0, 1, 2, 2])
+    (rung,) = ladder([("fp32", logits), ("artifact", np.roll(logits, 1, axis=0))], truth).rungs
+    assert (rung.agreement, rung.top1) == (0.0, 0.25)
 
 
 def test_a_failure_of_numerics_names_the_largest_step() -> None:
