@@ -113,31 +113,44 @@ class Trainer:
         }
 
     def _loss(self, clips_BCTHW: torch.Tensor, target_B: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy with the labels, and with the teacher's probabilities."""
+        """Cross-entropy with the labels, and the noise in the logits against the teacher's."""
         with self.autocast:
             logits_BK = self.parallel(clips_BCTHW).float()
-        smoothing, qat = self.config.label_smoothing, self.config.qat
+        smoothing, distill = self.config.label_smoothing, self.config.qat.distill if self.config.qat else 0.0
         loss = torch.nn.functional.cross_entropy(logits_BK, target_B, label_smoothing=smoothing)
-        if self.teacher is None or qat is None or not qat.distill:
+        if not distill:
             return loss
+        noise, power = self._noise(logits_BK, clips_BCTHW)
+        return (1 - distill) * loss + distill * noise / power
+
+    def _noise(self, logits_BK: torch.Tensor, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squares of the differences from the teacher's logits, and of these, summed."""
+        assert self.teacher is not None
         with self.autocast, torch.no_grad():
-            follow_BK = self.teacher(clips_BCTHW).float().softmax(1)
-        return (1 - qat.distill) * loss + qat.distill * torch.nn.functional.cross_entropy(logits_BK, follow_BK)
+            follow_BK = self.teacher(clips_BCTHW).float()
+        return (logits_BK - follow_BK).square().sum(), follow_BK.square().sum()
 
     def validate(self, val: Sequence[tuple[NDArray[np.uint8], int]], spec: ClipSpec) -> dict[str, float]:
-        """Mean loss and top-1 over the validation clips, shared out over the processes."""
+        """Mean loss and top-1 over the validation clips, shared out over the processes; SQNR if there is a teacher."""
         self.model.eval()
-        loss, right = 0.0, 0.0
+        loss, right, noise, power = 0.0, 0.0, 0.0, 0.0
         mine = val[self.rank :: self.world]
         with torch.inference_mode():
             for i in range(0, len(mine), 16):
                 clips, labels = zip(*mine[i : i + 16], strict=True)
-                logits_BK = self.model(self._to_device(np.stack(clips), spec)).float()
+                clips_BCTHW = self._to_device(np.stack(clips), spec)
+                logits_BK = self.model(clips_BCTHW).float()
                 target = torch.tensor(labels, device=self.device)
                 loss += float(torch.nn.functional.cross_entropy(logits_BK, target, reduction="sum"))
                 right += float((logits_BK.argmax(1) == target).sum())
+                if self.teacher is not None:
+                    parts = self._noise(logits_BK, clips_BCTHW)
+                    noise, power = noise + float(parts[0]), power + float(parts[1])
         scale = self.world / len(val)
-        return {"val_loss": self._mean(loss) * scale, "val_top1": self._mean(right) * scale}
+        row = {"val_loss": self._mean(loss) * scale, "val_top1": self._mean(right) * scale}
+        if self.teacher is not None:
+            row["val_sqnr_db"] = 10 * math.log10(self._mean(power) / max(self._mean(noise), 1e-30))
+        return row
 
     def _mean(self, value: float) -> float:
         """Mean over the processes."""

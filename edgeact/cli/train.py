@@ -24,7 +24,7 @@ __all__ = ["command"]
 @click.option("--checkpoint", metavar="FILE", help="Start from these weights (fine-tuning).")
 @click.option("--qat", metavar="FILE", help="Train the int8 network of this checkpoint, with its rounding in the loop.")
 @click.option("--scheme", help="Of --qat: portable (every target), or a target that it is for.  [default: portable]")
-@click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 0.9]")
+@click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 1]")
 @click.option("--calibration-clips", type=int, help="Of --qat: clips that give the ranges.  [default: 64]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same settings.")
@@ -165,11 +165,13 @@ def _progress(
         task = bar.add_task("epoch 0", total=None)
 
         def on_epoch(row: Mapping[str, float]) -> None:
-            if "val_top1_untrained" in row:
-                bar.console.print(f"before training: top-1 {row['val_top1_untrained']:.4f}", highlight=False)
+            follows = f"  SQNR {row['val_sqnr_db']:.1f} dB" if "val_sqnr_db" in row else ""
+            if "val_sqnr_db_untrained" in row:
+                top1, sqnr_db = row["val_top1_untrained"], row["val_sqnr_db_untrained"]
+                bar.console.print(f"before training: top-1 {top1:.4f}  SQNR {sqnr_db:.1f} dB", highlight=False)
             bar.console.print(
                 f"epoch {row['epoch']:3.0f}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
-                f"top-1 {row['val_top1']:.4f}  {row['seconds']:.0f} s",
+                f"top-1 {row['val_top1']:.4f}{follows}  {row['seconds']:.0f} s",
                 highlight=False,
             )
             bar.update(task, description=f"epoch {row['epoch'] + 1:.0f}")
