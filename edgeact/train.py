@@ -123,7 +123,8 @@ def train(
         on_step: Called after each step with (steps done in this epoch, steps of an epoch).
 
     Returns:
-        The metrics of the best epoch: epoch, lr, train_loss, val_loss, val_top1, seconds.
+        The metrics of the best epoch: epoch, lr, train_loss, val_loss, val_top1, seconds; with `config.qat` also
+        val_sqnr_db against the float network, and epoch -1 where no epoch came closer to it than calibration alone.
 
     Raises:
         InputError: The network does not map a clip to logits, the batch does not fit the data or the processes, the
@@ -150,31 +151,38 @@ def train(
             subject = QuantizationAware(model, spec, config.qat, clips, device)
         steps = len(train_set.samples) // config.batch_size
         module = _channels_last_(subject.module.to(device))
-        trainer = Trainer(module, config, device, rank, world, steps, subject.teacher)
+        teacher = subject.teacher if config.qat is not None and config.qat.distill else None
+        trainer = Trainer(module, config, device, rank, world, steps, teacher)
         identity = _identity(name, options, spec, train_set, val_set, config, subject.teacher)
         files = _Files(out)
         history = trainer.restore(files.state, identity) if resume else files.start(rank)
         val = [(clip, sample.label) for sample, clip in iter_clips(val_set, spec, cache=cache, workers=config.workers)]
+
+        def keep(best: dict[str, float]) -> None:
+            facts = {"config": dataclasses.asdict(config), "world_size": world, "best": best, "curves": history}
+            facts |= {"train_clips": len(train_set.samples), "val_clips": len(val), "torch": torch.__version__}
+            named: dict[str, Any] = {"model": name, "options": options, "spec": spec, "labels": train_set.labels}
+            save_checkpoint(out, Checkpoint(**named, training=facts, **subject.parts()))
+
         for epoch in range(len(history), config.epochs):
             subject.start_epoch(epoch / config.epochs)
-            before = {}
-            if config.qat is not None and epoch == 0:
-                before = {f"{key}_untrained": value for key, value in trainer.validate(val, spec).items()}
-            row = trainer.epoch(epoch, train_set, spec, cache, on_step) | trainer.validate(val, spec) | before
-            history.append(row)
+            start: dict[str, float] = {}
+            if config.qat is not None and epoch == 0:  # what calibration alone gives may stay the best
+                start = trainer.validate(val, spec)
+                if rank == 0:
+                    keep(_untrained(start))
+            row = trainer.epoch(epoch, train_set, spec, cache, on_step) | trainer.validate(val, spec)
+            history.append(row | {f"{key}_untrained": value for key, value in start.items()})
             if rank > 0:
                 continue
-            if row is max(history, key=_score):
-                facts = {"config": dataclasses.asdict(config), "world_size": world, "best": row, "curves": history}
-                facts |= {"train_clips": len(train_set.samples), "val_clips": len(val), "torch": torch.__version__}
-                named: dict[str, Any] = {"model": name, "options": options, "spec": spec, "labels": train_set.labels}
-                save_checkpoint(out, Checkpoint(**named, training=facts, **subject.parts()))
+            if _best(history) is history[-1]:
+                keep(history[-1])
             trainer.save(files.state, identity, history)
             files.write_metrics(history)
-            on_epoch(row)
+            on_epoch(history[-1])
         if rank == 0:
             files.state.unlink(missing_ok=True)
-        return max(history, key=_score)
+        return _best(history)
 
 
 class _Float:
@@ -214,6 +222,18 @@ def _channels_last_(model: "nn.Module") -> "nn.Module":
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return model
+
+
+def _untrained(row: Mapping[str, float]) -> dict[str, float]:
+    """What stood before the first epoch, as an epoch."""
+    return {key.removesuffix("_untrained"): value for key, value in row.items()} | {"epoch": -1.0}
+
+
+def _best(history: list[dict[str, float]]) -> dict[str, float]:
+    """The row of the best epoch; of a network that was never better than untrained, what stood before the first."""
+    start = {key: value for key, value in history[0].items() if key.endswith("_untrained")}
+    rows = [*([_untrained(start)] if start else []), *history]
+    return max(rows, key=_score)
 
 
 def _score(row: Mapping[str, float]) -> tuple[float, ...]:

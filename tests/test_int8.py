@@ -102,7 +102,7 @@ def test_the_worst_layers_stay_in_float_if_asked(export: Export) -> None:
     before, after = (bundle.report().numerics for bundle in (whole, kept))
     assert isinstance(before, Numerics)
     assert isinstance(after, Numerics)
-    assert after.sqnr_db > before.sqnr_db + 1
+    assert after.sqnr_db > before.sqnr_db + 0.5
     assert kept.report().held, kept.report().failures
     assert kept.manifest["gates"]["max_fallback"] == 8
     assert sum(count for name, count in kernels_of(kept).items() if name.endswith("_f32")) >= 8

@@ -106,7 +106,8 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
             on_epoch=on_epoch,
             on_step=on_step,
         )
-    click.echo(f"{out}: validation top-1 {best['val_top1']:.4f} at epoch {best['epoch']:.0f}")
+    when = f"at epoch {best['epoch']:.0f}" if best["epoch"] >= 0 else "as calibrated: no epoch came closer; lower --lr"
+    click.echo(f"{out}: validation top-1 {best['val_top1']:.4f} {when}")
 
 
 def _qat(given: dict[str, Any]) -> "QatConfig | None":
@@ -166,9 +167,9 @@ def _progress(
 
         def on_epoch(row: Mapping[str, float]) -> None:
             follows = f"  SQNR {row['val_sqnr_db']:.1f} dB" if "val_sqnr_db" in row else ""
-            if "val_sqnr_db_untrained" in row:
-                top1, sqnr_db = row["val_top1_untrained"], row["val_sqnr_db_untrained"]
-                bar.console.print(f"before training: top-1 {top1:.4f}  SQNR {sqnr_db:.1f} dB", highlight=False)
+            if "val_top1_untrained" in row:
+                start = f"  SQNR {row['val_sqnr_db_untrained']:.1f} dB" if follows else ""
+                bar.console.print(f"as calibrated: top-1 {row['val_top1_untrained']:.4f}{start}", highlight=False)
             bar.console.print(
                 f"epoch {row['epoch']:3.0f}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
                 f"top-1 {row['val_top1']:.4f}{follows}  {row['seconds']:.0f} s",
