@@ -120,15 +120,15 @@ class Trainer:
         loss = torch.nn.functional.cross_entropy(logits_BK, target_B, label_smoothing=smoothing)
         if not distill:
             return loss
-        noise, power = self._noise(logits_BK, clips_BCTHW)
-        return (1 - distill) * loss + distill * noise / power
+        noise_B, power_B = self._noise(logits_BK, clips_BCTHW)
+        return (1 - distill) * loss + distill * (noise_B / power_B).mean()
 
     def _noise(self, logits_BK: torch.Tensor, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squares of the differences from the teacher's logits, and of these, summed."""
+        """Squares of the differences from the teacher's logits, and of these, summed for every clip."""
         assert self.teacher is not None
         with self.autocast, torch.no_grad():
             follow_BK = self.teacher(clips_BCTHW).float()
-        return (logits_BK - follow_BK).square().sum(), follow_BK.square().sum()
+        return (logits_BK - follow_BK).square().sum(1), follow_BK.square().sum(1)
 
     def validate(self, val: Sequence[tuple[NDArray[np.uint8], int]], spec: ClipSpec) -> dict[str, float]:
         """Mean loss and top-1 over the validation clips, shared out over the processes; SQNR if there is a teacher."""
@@ -144,8 +144,8 @@ class Trainer:
                 loss += float(torch.nn.functional.cross_entropy(logits_BK, target, reduction="sum"))
                 right += float((logits_BK.argmax(1) == target).sum())
                 if self.teacher is not None:
-                    parts = self._noise(logits_BK, clips_BCTHW)
-                    noise, power = noise + float(parts[0]), power + float(parts[1])
+                    noise_B, power_B = self._noise(logits_BK, clips_BCTHW)
+                    noise, power = noise + float(noise_B.sum()), power + float(power_B.sum())
         scale = self.world / len(val)
         row = {"val_loss": self._mean(loss) * scale, "val_top1": self._mean(right) * scale}
         if self.teacher is not None:
