@@ -30,7 +30,7 @@ __all__ = ["command"]
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same settings.")
 @click.option("--epochs", type=int, help="[default: 15; 6 with --qat]")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Clips per step over all processes.")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: 2e-3; 3e-5 with --qat]")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 2e-3; 1e-5 with --qat]")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--weight-decay", type=float, default=0.05, show_default=True)
 @click.option("--warmup-epochs", type=float, default=1.0, show_default=True)
@@ -138,7 +138,7 @@ def _config(given: dict[str, Any], qat: "QatConfig | None") -> "TrainConfig":
 
     names = ("epochs", "batch_size", "lr", "optimizer", "weight_decay", "warmup_epochs", "label_smoothing")
     settings = {name: given.pop(name) for name in (*names, "seed", "workers", "threads", "device")}
-    defaults = {"epochs": 15, "lr": 2e-3} if qat is None else {"epochs": 6, "lr": 3e-5}
+    defaults = {"epochs": 15, "lr": 2e-3} if qat is None else {"epochs": 6, "lr": 1e-5}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
     augmentation = Augmentation(min_scale=given.pop("min_scale"), flip=given.pop("flip"))
     return TrainConfig(augmentation=augmentation, qat=qat, **settings)
