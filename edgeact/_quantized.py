@@ -27,6 +27,7 @@ from edgeact.quantize.state import QuantizedState
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
     from edgeact.quantize.ranges import Ranges
@@ -77,14 +78,14 @@ class Quantized:
     Attributes:
         network: Float `clip_BCTHW -> logits_BK` with int8 weights, and rounding where the device rounds.
         whole: The same with no layer kept in float.
-        asked: How many layers are in float because it was asked for.
+        asked: Whether layers are in float because it was asked for, and no others.
         facts: For the manifest.
         notes: For the report.
     """
 
     network: "GraphModule"
     whole: "GraphModule"
-    asked: int
+    asked: bool
     facts: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -137,12 +138,16 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
     if unasked:
         notes.append(f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}")
     facts |= {"in_float": floats, "kept": kept} | dataclasses.asdict(scheme)
-    asked = len(set(floats) - set(unasked))
+    asked = bool(kept) and not unasked
     return Quantized(network=network, whole=whole, asked=asked, facts=facts, notes=tuple(notes))
 
 
-def allow_floats(gates: Gates, placement: Placement, asked: int) -> Gates:
-    """`gates` under which up to `asked` layers in float are no fallback."""
+def allow_floats(gates: Gates, placement: Placement, program: "ExportedProgram", demanded: Scheme | None) -> Gates:
+    """`gates` under which what `program` computes in float, each tap of each frame an op, is no fallback in float."""
+    from edgeact.quantize.annotate import in_float
+
+    assert demanded is not None, "a target with int8 has a scheme"
+    asked = len(in_float(program.graph_module, demanded))
     floats = sum(name.endswith(IN_FLOAT) for name in placement.fallback)
     return dataclasses.replace(gates, max_fallback=gates.max_fallback + min(asked, floats))
 

@@ -166,7 +166,7 @@ def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], not
     runner = load_runner(job.target.runtime, folder, job.spec, job.threads)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     if int8 is not None and int8.asked:
-        job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), int8.asked))
+        job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), program, job.target.scheme))
         notes = (_cost_of_floats(job, int8.whole, runner, clip), *notes)
     report = make_report(
         job,

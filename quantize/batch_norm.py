@@ -18,7 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 __all__ = ["fold_batch_norm"]
 
 _aten = torch.ops.aten
-_CONVOLUTIONS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default}
+# What a BatchNorm can follow, and the rank of its output with the channels on dimension 1: tokens [B, N, C] have not.
+_RANKS = {_aten.linear.default: 2, _aten.conv1d.default: 3, _aten.conv2d.default: 4, _aten.conv3d.default: 5}
 
 
 def fold_batch_norm(graph: fx.GraphModule) -> int:
@@ -35,15 +36,22 @@ def fold_batch_norm(graph: fx.GraphModule) -> int:
         if norm.target is not _aten.batch_norm.default:
             continue
         producer = norm.args[0]
-        foldable = producer.target in _CONVOLUTIONS or producer.target is _aten.linear.default
-        training = norm.args[5]
-        if foldable and not training and len(producer.users) == 1 and _weights_are_its_own(producer):
+        if _foldable(producer, norm):
             _fold(graph, producer, norm)
             folded += 1
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
     return folded
+
+
+def _foldable(producer: fx.Node, norm: fx.Node) -> bool:
+    if producer.target not in _RANKS or producer.meta["val"].ndim != _RANKS[producer.target]:
+        return False
+    statistics: Any = norm.args[1:5]
+    constant = all(argument is None or argument.op == "get_attr" for argument in statistics)
+    training = norm.args[5]
+    return constant and not training and len(producer.users) == 1 and _weights_are_its_own(producer)
 
 
 def _weights_are_its_own(producer: fx.Node) -> bool:

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from edgeact.lowering import default_taps
 from edgeact.lowering._lower import rewrite
@@ -23,9 +24,17 @@ def targets(program: ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
-def assert_lowers(module: nn.Module, shape: tuple[int, ...], *, forms=FORMS, taps=default_taps, tolerance=2e-6) -> None:
-    """Lowered in each form, `module` maps a random clip to the same values, up to float32 rounding."""
-    clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def assert_lowers(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    forms=FORMS,
+    taps=default_taps,
+    tolerance=2e-6,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Lowered in each form, `module` maps a random clip to the same values and types, up to float32 rounding."""
+    clip = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     program = capture(module, clip)
     with torch.no_grad():
         expected = module(clip)
@@ -34,10 +43,12 @@ def assert_lowers(module: nn.Module, shape: tuple[int, ...], *, forms=FORMS, tap
         lowered, _ = rewrite(graph, form, taps)  # `lower` exports this once more
         assert not [node for node in lowered.graph.nodes if "3d" in str(node.target)], form
         with torch.no_grad():
-            (found,) = lowered(clip)
-        assert found.shape == expected.shape, form
-        error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-        assert error <= tolerance, f"{form}: relative error {error:.1e}"
+            leaves = lowered(clip)
+        assert len(leaves) == len(tree_leaves(expected)), form
+        for found, value in zip(leaves, tree_leaves(expected), strict=True):
+            assert (found.shape, found.dtype) == (value.shape, value.dtype), form
+            error = (found.double() - value.double()).abs().max() / value.double().abs().max().clamp(min=1e-6)
+            assert error <= tolerance, f"{form}: relative error {error:.1e}"
 
 
 def randomize_norms_(module: nn.Module) -> nn.Module:

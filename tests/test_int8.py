@@ -124,7 +124,9 @@ def test_auto_keeps_as_few_as_the_gates_need(export: Export, monkeypatch: pytest
 def test_other_observers_leave_out_what_is_rare(observer: Any, export: Export) -> None:
     bundle = export(int8=dataclasses.replace(FEW, observer=observer))
     assert bundle.manifest["facts"]["quantization"]["observer"] == observer
-    assert bundle.report().numerics.sqnr_db > 10
+    numerics = bundle.report().numerics
+    assert isinstance(numerics, Numerics)
+    assert numerics.sqnr_db > 10
 
 
 def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = None, **changed: Any) -> dict[str, float]:

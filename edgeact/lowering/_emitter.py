@@ -5,8 +5,11 @@ a plain Python number. An op over constants alone runs at once and gives a const
 or a normalisation that is squeezed, never becomes a node.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +48,7 @@ class QuantizedConstant:
 def shape_of(value: Any) -> tuple[int, ...]:
     """Shape of a node, constant or `Timed`; `()` of a number."""
     if isinstance(value, fx.Node):
-        return tuple(value.meta["val"].shape)
+        return tuple(getattr(value.meta["val"], "shape", ()))
     return tuple(getattr(value, "shape", ()))
 
 
@@ -80,10 +83,10 @@ class Emitter:
         self._dequantized: dict[int, fx.Node] = {}
         self.source: fx.Node | None = None  # the node of the original graph that is being written anew
 
-    def input(self, name: str, example: torch.Tensor) -> fx.Node:
-        """A placeholder with the shape and type of `example`."""
+    def input(self, name: str, example: Any) -> fx.Node:
+        """A placeholder with the shape and type of `example`; of what is no tensor, its value is in the graph."""
         node = self._graph.placeholder(name)
-        node.meta["val"] = self._mode.from_tensor(torch.empty(example.shape, dtype=example.dtype))
+        node.meta["val"] = self._mode.from_tensor(example) if isinstance(example, torch.Tensor) else example
         return node
 
     def __call__(self, op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +94,7 @@ class Emitter:
         if not _is_run_time((args, kwargs)):
             return op(*args, **kwargs)
         args, kwargs = map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument)
-        with self._mode:
+        with self._mode, _unlogged():
             fake = op(*map_aggregate(args, _fake), **map_aggregate(kwargs, _fake))
         if op in _ARITHMETIC and fake.dtype.is_floating_point:
             # an integer would become a tensor of its own type and a cast, which no backend takes
@@ -105,8 +108,6 @@ class Emitter:
         return node
 
     def _item(self, node: fx.Node, index: int, fake: Any) -> fx.Node:
-        import operator
-
         item = self._graph.call_function(operator.getitem, (node, index))
         item.meta["val"] = fake
         return item
@@ -125,10 +126,10 @@ class Emitter:
     def _attribute(self, tensor: torch.Tensor) -> fx.Node:
         """The get_attr node of a constant: one for all its uses."""
         if id(tensor) not in self._attributes:
-            name = f"constant_{len(self._attributes)}"
-            self._root.register_buffer(name, tensor.detach().contiguous())
+            name, stored = f"constant_{len(self._attributes)}", tensor.detach().contiguous()
+            self._root.register_buffer(name, stored)
             node = self._graph.get_attr(name)
-            node.meta["val"] = self._mode.from_tensor(tensor.detach().contiguous())
+            node.meta["val"] = self._mode.from_tensor(stored)
             self._attributes[id(tensor)] = tensor, node
         return self._attributes[id(tensor)][1]
 
@@ -147,12 +148,20 @@ class Emitter:
         """`values` one after another along `dim`."""
         return values[0] if len(values) == 1 else self(_aten.cat.default, list(values), dim)
 
-    def sum(self, values: Sequence[Any]) -> Any:
-        """Their sum, added one by one."""
+    def chain(self, op: Any, values: Sequence[Any]) -> Any:
+        """`op(op(a, b), c)`: their sum, product or maximum."""
         total = values[0]
         for value in values[1:]:
-            total = self(_aten.add.Tensor, total, value)
+            total = self(op, total, value)
         return total
+
+    def sum(self, values: Sequence[Any], factor: Any = 1) -> Any:
+        """Their sum times `factor`; in float16, whose largest value is 65504, each times `factor` and then the sum."""
+        if isinstance(factor, int):
+            return self.chain(_aten.add.Tensor, values)
+        if dtype_of(values[0]) is torch.float16:
+            return self.sum([self(_aten.mul.Tensor, value, factor) for value in values])
+        return self(_aten.mul.Tensor, self.sum(values), factor)
 
     def finish(self, outputs: Any) -> fx.GraphModule:
         """The module that computes `outputs`, without what nothing uses."""
@@ -164,6 +173,17 @@ class Emitter:
         for name in [name for name, _ in module.named_buffers() if name not in used]:
             delattr(module, name)
         return module
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's own traceback on stderr where it refuses an op: the error that is raised says it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _fake(value: Any) -> Any:

@@ -7,14 +7,36 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeact.errors import InputError, LoweringError, UnknownNameError
-from edgeact.lowering import convolution, frames, movement, normalization, pointwise, pooling, reduction, resize, writes
+from edgeact.lowering import (
+    convolution,
+    frames,
+    matrix,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    reduction,
+    resize,
+    shapes,
+    writes,
+)
 from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
-from edgeact.lowering._prepare import prepare, quiet
-from edgeact.lowering._rules import RULES, Lowering, TapsRule, any_timed, default_taps, is_pointwise
+from edgeact.lowering._prepare import example, prepare, quiet
+from edgeact.lowering._rules import (
+    DATA_DEPENDENT,
+    RULES,
+    Lowering,
+    TapsRule,
+    UnsupportedError,
+    any_timed,
+    default_taps,
+    is_pointwise,
+)
 from edgeact.lowering._timed import Form, Timed, filled
 from edgeact.lowering.quantized import settle_scales
 
@@ -27,18 +49,22 @@ _aten = torch.ops.aten
 _RULE_FILES = (
     convolution,
     frames,
+    matrix,
     movement,
     normalization,
     pointwise,
     pooling,
     reduction,
     resize,
+    shapes,
     writes,
 )  # importing them fills RULES
-# What is computed on 5-D tensors alone and has no rule: without one it would reach a runtime that cannot run it.
-_VOLUMETRIC = re.compile(r"(3d|^aten\.(convolution|conv_transpose3d|native_batch_norm|col2im|im2col))\b|pool3d")
-# What torch's decompositions leave of dropout and of dropout3d in training mode; in inference they leave nothing.
-_DROPOUT = (_aten.native_dropout.default, _aten.bernoulli.p)
+# What torch's decompositions leave of layers in training mode alone.
+_TRAINING = {
+    _aten.native_dropout.default: "dropout",
+    _aten.bernoulli.p: "dropout",
+    _aten._native_batch_norm_legit_functional.default: "BatchNorm",
+}
 
 
 def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule = default_taps) -> "ExportedProgram":
@@ -55,11 +81,12 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
 
     Raises:
         UnknownNameError: There is no such form.
-        InputError: Shapes are dynamic, or the batch is not 1.
+        InputError: What is given is not exported, its shapes are dynamic, or its batch is not 1.
         LoweringError: An op cannot be lowered; its name, its place in the user's source and what is supported.
     """
     if form not in get_args(Form):
         raise UnknownNameError("form", form, get_args(Form))
+    _check_exported(program)
     lowered, examples = rewrite(prepare(program), form, taps)
     settle_scales(lowered)
     forward = program.module_call_graph[0].signature
@@ -72,12 +99,18 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
         return torch.export.export(lowered, args, kwargs)
 
 
+def _check_exported(program: Any) -> None:
+    if not isinstance(program, torch.export.ExportedProgram):
+        given = type(program).__name__
+        raise InputError(f"lower() takes an exported program, not {given}: torch.export.export(model.eval(), (clip,))")
+
+
 def rewrite(
     graph: fx.GraphModule,
     form: Form,
     taps: TapsRule = default_taps,
     refused: dict[fx.Node, str] | None = None,
-) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
+) -> tuple[fx.GraphModule, tuple[Any, ...]]:
     """The 2-D module of a prepared `graph`, from a list of inputs to a list of outputs, and inputs to export it with.
 
     Every node of it names the node of `graph` that it comes from in `meta["source"]`. Where `refused` is given, an op
@@ -90,7 +123,7 @@ def rewrite(
     examples = []
     for node in graph.graph.nodes:
         if node.op == "placeholder":
-            examples.append(_example(node))
+            examples.append(example(node))
             values[node] = lo.e.input(str(node.target), examples[-1])
             cuts |= _cut(node)
         elif node.op == "get_attr":
@@ -112,7 +145,7 @@ def rewrite(
     return lo.e.finish(outputs), tuple(examples)
 
 
-def _is_quantize(op: Any) -> bool:
+def _is_quantization(op: Any) -> bool:
     return str(op).startswith("quantized_decomposed.")
 
 
@@ -123,36 +156,60 @@ def _lower_node(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if getattr(op, "__name__", "") == "getitem":
         item = args[0][args[1]]
         if item is None and node.users:
-            raise LoweringError(f"{_where(node)}: of {node.args[0]} the values alone are computed, not their indices")
+            of: Any = node.args[0]
+            raise LoweringError(f"{_where(of)}: its values alone are computed, not their indices")
         return item
     lo.op, lo.e.source = op, node
     try:
-        if op in RULES:
-            return RULES[op](lo, *args, **kwargs)
-        if op in _DROPOUT:
-            raise ValueError("dropout in training mode: call .eval() before the export")
-        if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
-            raise ValueError("its values are random: an exported network must give the same logits for the same clip")
-        timed = any_timed(args)
-        if _is_quantize(op):
-            return _quantize(lo, node, args)
-        if is_pointwise(op) and timed:
-            return pointwise.pointwise(lo, op, args, kwargs)
-        if not timed and not _VOLUMETRIC.search(str(op)):
-            return lo.e(op, *args, **kwargs)
-    except Exception as exc:  # a rule that cannot serve these arguments says why; torch, in errors of many classes
-        reason = str(exc).strip().partition("\n")[0]
-        raise LoweringError(f"{_where(node)}: {reason or type(exc).__name__}") from exc
+        return _value(lo, node, args, kwargs)
+    except UnsupportedError as exc:
+        raise LoweringError(f"{_where(node)}: {exc}") from exc
+    except DynamicOutputShapeException as exc:
+        raise LoweringError(f"{_where(node)}: {DATA_DEPENDENT}") from exc
+    except Exception as exc:  # torch refuses what no rule foresaw, in errors of many classes and in words of its inside
+        does = f"; supported is: {str(RULES[op].__doc__).partition(chr(10))[0]}" if op in RULES else ""
+        raise LoweringError(f"{_where(node)} with these arguments{does}") from exc
+
+
+def _value(lo: Lowering, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """An op by its rule, by the one for all pointwise ops, or as it is where no time is left."""
+    op: Any = node.target
+    if op in RULES:
+        return RULES[op](lo, *args, **kwargs)
+    if op in _TRAINING:
+        raise UnsupportedError(f"{_TRAINING[op]} in training mode: call .eval() before the export")
+    if op is _aten.sym_size.int:
+        raise UnsupportedError(DATA_DEPENDENT)
+    if op is _aten.copy_.default:
+        return _write(node)
+    if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+        raise UnsupportedError("its values are random: an exported network must give the same logits for the same clip")
+    timed = any_timed(args)
+    if _is_quantization(op):
+        return _quantize(lo, node, args)
+    if is_pointwise(op) and timed:
+        return pointwise.pointwise(lo, op, args, kwargs)
+    if not timed and "3d" not in str(op):  # which would reach a runtime that cannot run it
+        return lo.e(op, *args, **kwargs)
     names = {str(known).removeprefix("aten.").partition(".")[0] for known in RULES}
     supported = ", ".join(sorted(name for name in names if not name.startswith("_")))
-    raise LoweringError(
-        f"{_where(node)}: there is no rule for this op on a tensor with time; supported are all pointwise ops and: "
-        f"{supported}"
-    )
+    what = "on a tensor with time" if timed else "of volumes"
+    raise UnsupportedError(f"there is no rule for this op {what}; supported are all pointwise ops and: {supported}")
+
+
+def _write(copy: fx.Node) -> None:
+    """What functionalization leaves of writes: into an input, which ends with the call; into a buffer, which stays."""
+    written: Any = copy.args[0]
+    if written.op == "get_attr":
+        raise UnsupportedError(
+            f"the network writes its buffer {written.target!r}: an exported one keeps nothing for the next clip"
+        )
 
 
 def _kept(lo: Lowering, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The op as it is, on whole tensors; its frames are cut again, so that what follows is judged as well."""
+    if node.target is _aten.copy_.default:
+        return None  # of a constant it would happen here, in the user's model
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: lo.whole(values[n]))
     value = lo.e(node.target, *args, **kwargs)
     shape = () if isinstance(value, list) else shape_of(value)
@@ -165,7 +222,7 @@ def _quantize(lo: Lowering, node: fx.Node, args: tuple[Any, ...]) -> Any:
     value, *rest = args
     if isinstance(value, Timed):
         if "per_channel" in str(op):
-            raise ValueError("activations quantized per channel")
+            raise UnsupportedError("activations quantized per channel")
         if not _keeps_zero(node):
             value = filled(lo.e, value)
         chunks = (None if chunk is None else lo.e(op, chunk, *rest) for chunk in value.chunks)
@@ -198,15 +255,6 @@ def _attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
     return tensor.detach()
 
 
-def _example(node: fx.Node) -> torch.Tensor:
-    fake = node.meta["val"]
-    if any(not isinstance(size, int) for size in fake.shape):
-        raise InputError(f"input {node.name!r} has the dynamic shape {tuple(fake.shape)}: export with static shapes")
-    if len(fake.shape) == 5 and fake.shape[0] != 1:
-        raise InputError(f"input {node.name!r} has a batch of {fake.shape[0]}: a graph is lowered for a batch of 1")
-    return torch.zeros(tuple(fake.shape), dtype=fake.dtype)
-
-
 def _cut(clip: fx.Node) -> dict[fx.Node, int]:
     """Where a 5-D input is cut into frames, and along which axis: `{node: axis}`.
 
@@ -216,7 +264,7 @@ def _cut(clip: fx.Node) -> dict[fx.Node, int]:
     The axis is followed back from the first op that is not pointwise; the cut comes after a cast, which is one op on
     the whole clip. A wrong guess costs speed alone: a rule that wants another axis puts the frames together again.
     """
-    if len(clip.meta["val"].shape) != 5:
+    if len(shape_of(clip)) != 5:
         return {}
     order = list(range(5))  # the input's axis that stands on each place
     cut = node = clip
@@ -233,10 +281,14 @@ def _cut(clip: fx.Node) -> dict[fx.Node, int]:
 
 
 def _source(node: fx.Node) -> str:
-    """`file:line` of the innermost frame of the user's code."""
-    places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    """`file:line` of the innermost frame of the user's code, or the module where that is torch's."""
+    traces = [known.meta.get("stack_trace") for known in (node, *reversed(node.all_input_nodes))]
+    places = re.findall(r'File "([^"]+)", line (\d+)', next(filter(None, traces), ""))
     own = [place for place in places if not place[0].startswith(str(Path(torch.__file__).parent))]
-    return ":".join((own or places)[-1]) if places else "source unknown"
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    if modules and not own:  # torch's own layers alone, as in a Sequential
+        return f"module {modules[-1][0]!r}"
+    return ":".join(own[-1]) if own else "source unknown"
 
 
 def _where(node: fx.Node) -> str:

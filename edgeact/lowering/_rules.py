@@ -9,7 +9,18 @@ import torch
 from edgeact.lowering._emitter import Emitter, shape_of
 from edgeact.lowering._timed import Form, Timed, join, move, split
 
-__all__ = ["RULES", "Conv", "Lowering", "Taps", "TapsRule", "default_taps", "rule"]
+__all__ = [
+    "DATA_DEPENDENT",
+    "RULES",
+    "Conv",
+    "Lowering",
+    "Rule",
+    "Taps",
+    "TapsRule",
+    "UnsupportedError",
+    "default_taps",
+    "rule",
+]
 
 _aten = torch.ops.aten
 
@@ -48,6 +59,13 @@ def default_taps(conv: Conv) -> Taps:
     return "sum" if conv.groups > 1 or conv.weights > _MANY_WEIGHTS else "stack"
 
 
+DATA_DEPENDENT = "the size of its result depends on values: an edge graph has static shapes"
+
+
+class UnsupportedError(Exception):
+    """An op that a rule cannot serve, in words; `lower` adds which op it is and where it stands."""
+
+
 @dataclass
 class Lowering:
     """One graph on its way from 3-D to 2-D."""
@@ -69,11 +87,13 @@ class Lowering:
         """`value` as `[1, C, T, H, W]` with its time on axis 2.
 
         Raises:
-            ValueError: It has other dimensions, or another batch.
+            UnsupportedError: It has other dimensions, or another batch.
         """
         shape = shape_of(value)
         if len(shape) != 5 or shape[0] != 1:
-            raise ValueError(f"a tensor of shape {tuple(shape)}: volumes are [1, C, T, H, W] here, with a batch of 1")
+            raise UnsupportedError(
+                f"a tensor of shape {tuple(shape)}: volumes are [1, C, T, H, W] here, with a batch of 1"
+            )
         return self.timed(value, 2)
 
     def whole(self, value: Any) -> Any:
@@ -112,6 +132,13 @@ def is_pointwise(op: Any) -> bool:
 def any_timed(values: Any) -> bool:
     """Whether an argument list holds a Timed, also inside of lists."""
     return any(isinstance(v, Timed) or (isinstance(v, list | tuple) and any_timed(v)) for v in values)
+
+
+def triple(value: Any) -> tuple[int, int, int]:
+    """A setting for time, height and width, given as three numbers or as one for all."""
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    a, b, c = values * 3 if len(values) == 1 else values
+    return a, b, c
 
 
 def rank_of(value: Any) -> int:

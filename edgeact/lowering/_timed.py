@@ -22,7 +22,7 @@ import torch
 
 from edgeact.lowering._emitter import Emitter, dtype_of, shape_of
 
-__all__ = ["Form", "Timed", "filled", "gather", "join", "map_chunks", "move", "relabel", "split"]
+__all__ = ["Form", "Timed", "filled", "gather", "join", "map_chunks", "move", "relabel", "resized", "split"]
 
 Form = Literal["unrolled", "folded"]
 
@@ -93,6 +93,11 @@ def join(e: Emitter, x: Timed, shape: Sequence[int] | None = None) -> Any:
     return e.reshape(e.cat([e.reshape(chunk, (before, 1, after)) for chunk in x.chunks], 1), shape)
 
 
+def resized(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
+    """`shape` with another size of one dimension."""
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
 def filled(e: Emitter, x: Timed) -> Timed:
     """`x` with its absent frames as zeros, for the ops that cannot leave them out."""
     if all(chunk is not None for chunk in x.chunks):
@@ -121,9 +126,11 @@ def move(e: Emitter, x: Timed, axis: int) -> Timed:
 
 def gather(e: Emitter, x: Timed, frames: Sequence[int | None]) -> Timed:
     """The frames at these positions; None is a frame of zeros."""
-    shape = (*x.shape[: x.axis], len(frames), *x.shape[x.axis + 1 :])
+    shape = resized(x.shape, x.axis, len(frames))
     if x.form == "unrolled":
         chunks = tuple(None if t is None else x.chunks[t] for t in frames)
+        if not any(chunk is not None for chunk in chunks):  # none is left to tell the type of the zeros
+            chunks = tuple(torch.zeros((1, *x.frame_shape), dtype=x.dtype) for _ in frames)
     else:
         chunks = (e.cat(_runs(e, x, frames), 0) if frames else torch.zeros((0, *x.frame_shape), dtype=x.dtype),)
     return replace(x, chunks=chunks, shape=shape)

@@ -1,112 +1,26 @@
-"""Ops that move data: what they do to the axis of time decides everything, the values stay.
+"""Ops that move data: the frames are chosen or put one after another, the values stay.
 
-permute(0, 2, 1, 3, 4)      [1, C, T, H, W] -> [1, T, C, H, W]      the same chunks, time on axis 1
-reshape(T, C, H, W)         [1, T, C, H, W] -> [T, C, H, W]         the same chunks, time on axis 0
-slice, select, flip in time                                        a choice among the chunks
-cat in time                                                        the chunks of one, then of the other
-pad with zeros in time                                             absent frames
-reshape(1, C, T*H*W)        time is mixed with pixels: the frames are put together, and cut again when needed
+slice, select, flip in time     a choice among the chunks
+cat in time                     the chunks of one, then of the other
+pad with zeros in time          absent frames
 """
 
-import math
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
-from edgeact.lowering._emitter import shape_of
-from edgeact.lowering._rules import Lowering, any_timed, normal_dims, rank_of, rule
-from edgeact.lowering._timed import Timed, filled, gather, join, map_chunks, relabel
+from edgeact.lowering._emitter import dtype_of, shape_of
+from edgeact.lowering._rules import DATA_DEPENDENT, Lowering, UnsupportedError, any_timed, normal_dims, rank_of, rule
+from edgeact.lowering._timed import Timed, filled, gather, join, map_chunks, relabel, resized
+from edgeact.lowering.pointwise import to_dtype
+from edgeact.lowering.shapes import per_channel, reshape, squeeze, unsqueeze
 
-__all__ = ["cat", "pad", "permute", "reshape", "slice_"]
+__all__ = ["cat", "index_select", "pad", "slice_"]
 
 _aten = torch.ops.aten
-
-
-@rule(_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default)
-def reshape(lo: Lowering, x: Any, size: Sequence[int]) -> Any:
-    """Reshape: time stays an axis where as many values lie before and after it as did."""
-    shape = list(size)
-    if -1 in shape:
-        known = math.prod(s for s in shape if s != -1)
-        shape[shape.index(-1)] = math.prod(shape_of(x)) // max(known, 1)
-    if not isinstance(x, Timed):
-        return lo.e.reshape(x, shape)
-    before = math.prod(x.shape[: x.axis])
-    for axis, length in enumerate(shape):
-        if length == x.frames and math.prod(shape[:axis]) == before:
-            return relabel(lo.e, x, shape, axis)
-    return join(lo.e, x, shape)
-
-
-@rule(_aten.flatten.using_ints)
-def flatten(lo: Lowering, x: Any, start: int = 0, end: int = -1) -> Any:
-    """Reshape that merges the dimensions from `start` to `end`."""
-    shape = shape_of(x)
-    start, end = start % len(shape), end % len(shape)
-    return reshape(lo, x, [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
-
-
-@rule(_aten.unsqueeze.default)
-def unsqueeze(lo: Lowering, x: Any, dim: int) -> Any:
-    """A new dimension of one."""
-    shape = list(shape_of(x))
-    dim %= len(shape) + 1
-    new = [*shape[:dim], 1, *shape[dim:]]
-    if not isinstance(x, Timed):
-        return lo.e.reshape(x, new)
-    return relabel(lo.e, x, new, x.axis + (dim <= x.axis))
-
-
-@rule(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims)
-def squeeze(lo: Lowering, x: Any, dims: Any = None) -> Any:
-    """Without those of the dimensions `dims`, all where there are none, that are one."""
-    shape = shape_of(x)
-    gone = [dim for dim in normal_dims(dims, len(shape)) if shape[dim] == 1]
-    new = [size for dim, size in enumerate(shape) if dim not in gone]
-    if not isinstance(x, Timed):
-        return lo.e.reshape(x, new)
-    if x.axis in gone:
-        return join(lo.e, x, new)
-    return relabel(lo.e, x, new, x.axis - sum(dim < x.axis for dim in gone))
-
-
-@rule(_aten.permute.default)
-def permute(lo: Lowering, x: Any, dims: Sequence[int]) -> Any:
-    """Another order of dimensions: time moves with it, the chunks permute what they have of the others."""
-    dims = normal_dims(list(dims), rank_of(x))
-    if not isinstance(x, Timed):
-        return lo.e.permute(x, dims)
-    shape = [x.shape[dim] for dim in dims]
-    order = [0, *(x.chunk_dim(dim) for dim in dims if dim in x.rest)]
-    moved = map_chunks(lo.e, x, lambda chunk: lo.e.permute(chunk, order))
-    return relabel(lo.e, moved, shape, dims.index(x.axis))
-
-
-@rule(_aten.transpose.int)
-def transpose(lo: Lowering, x: Any, a: int, b: int) -> Any:
-    """Two dimensions change places."""
-    dims = list(range(rank_of(x)))
-    dims[a], dims[b] = dims[b], dims[a]
-    return permute(lo, x, dims)
-
-
-@rule(_aten.expand.default)
-def expand(lo: Lowering, x: Any, size: Sequence[int], **_: Any) -> Any:
-    """Repeat dimensions of one; a frame is repeated by naming it again."""
-    if not isinstance(x, Timed):
-        return lo.e(_aten.expand.default, x, list(size))
-    lead = len(size) - rank_of(x)
-    shape = [*size[:lead], *(own if asked == -1 else asked for asked, own in zip(size[lead:], x.shape, strict=True))]
-    x = relabel(lo.e, x, [*(1,) * lead, *x.shape], x.axis + lead)
-    if shape[x.axis] != x.frames:
-        x = gather(lo.e, x, [0] * shape[x.axis])
-    if tuple(shape) == x.shape:
-        return x
-    if x.shape[0] == 1 and shape[0] > 1 and x.axis != 0:
-        raise ValueError(f"expand of the batch to {shape[0]}: an edge graph has a batch of 1")
-    rest = [shape[dim] for dim in x.rest]
-    return map_chunks(lo.e, x, lambda chunk: lo.e(_aten.expand.default, chunk, [shape_of(chunk)[0], *rest]), shape)
 
 
 @rule(_aten.repeat.default)
@@ -134,10 +48,10 @@ def _take(lo: Lowering, x: Timed, dim: int, chosen: list[int], op: Any) -> Any:
         return x
     if dim == x.axis:
         return gather(lo.e, x, chosen)
-    shape = [*x.shape[:dim], len(chosen), *x.shape[dim + 1 :]]
     if dim not in x.rest:
-        raise ValueError(f"the batch of 1 cannot give the places {chosen}")
-    return map_chunks(lo.e, x, lambda chunk: op(chunk, x.chunk_dim(dim)), shape)
+        raise UnsupportedError(f"the batch of 1 cannot give the places {chosen}")
+    taken = map_chunks(lo.e, x, lambda chunk: op(chunk, x.chunk_dim(dim)), resized(x.shape, dim, len(chosen)))
+    return relabel(lo.e, taken, taken.shape, taken.axis)  # one of a batch: chunks lose the dimension
 
 
 @rule(_aten.select.int)
@@ -164,8 +78,10 @@ def index(lo: Lowering, x: Any, indices: Sequence[Any]) -> Any:
     if not isinstance(x, Timed):
         return lo.e(_aten.index.Tensor, x, list(indices))
     given = [(dim, places) for dim, places in enumerate(indices) if places is not None]
+    if any(dtype_of(places) is torch.bool and not isinstance(places, torch.Tensor) for _, places in given):
+        raise UnsupportedError(DATA_DEPENDENT)
     if len(given) != 1 or not isinstance(given[0][1], torch.Tensor) or given[0][1].ndim != 1:
-        raise ValueError("indexing a volume by several tensors, or by one that is computed")
+        raise UnsupportedError("indexing a volume by several tensors, or by one that is computed")
     return index_select(lo, x, given[0][0], torch.arange(x.shape[given[0][0]])[given[0][1]])
 
 
@@ -186,24 +102,32 @@ def cat(lo: Lowering, tensors: Sequence[Any], dim: int = 0) -> Any:
     """One after another: in time the chunks follow each other, else every frame is concatenated with its like."""
     if not any_timed(tensors):
         return lo.e.cat(list(tensors), dim)
-    first = next(t for t in tensors if isinstance(t, Timed))
-    dim %= rank_of(first)
-    parts = [lo.timed(t, first.axis) for t in tensors]
-    if dim == first.axis:
-        parts = [part for part in parts if part.frames]
-    sizes = [part.shape[dim] for part in parts]
-    shape = (*first.shape[:dim], sum(sizes), *first.shape[dim + 1 :])
-    if dim == first.axis:
-        chunks = tuple(chunk for part in parts for chunk in part.chunks)
-        if lo.form == "folded":
-            chunks = (lo.e.cat(chunks, 0),)
-        return Timed(chunks, shape, first.axis, lo.form)
-    if dim == 0 and first.shape[0] == 1:  # a batch of one, as in stack(dim=0): the chunks get the dimension
-        joined = lo.e.cat([join(lo.e, part) for part in parts], 0)
-        return lo.timed(joined, first.axis)
-    at = first.chunk_dim(dim)
+    axis = next(t.axis for t in tensors if isinstance(t, Timed))
+    dtype = functools.reduce(torch.promote_types, map(dtype_of, tensors))
+    parts = [to_dtype(lo, lo.timed(t, axis), dtype) for t in tensors if shape_of(t) != (0,)]  # torch skips these
+    dim %= len(parts[0].shape)
+    if len(parts) == 1:
+        return parts[0]
+    if dim == axis:
+        return _cat_in_time(lo, [part for part in parts if part.frames])
+    if dim == 0 and any(part.shape[0] == 1 for part in parts):  # as in stack(dim=0): the chunks get the dimension
+        return lo.timed(lo.e.cat([join(lo.e, part) for part in parts], 0), axis)
+    at = parts[0].chunk_dim(dim)
     rows = zip(*(filled(lo.e, part).chunks for part in parts), strict=True)
-    return Timed(tuple(lo.e.cat(list(row), at) for row in rows), shape, first.axis, lo.form)
+    shape = resized(parts[0].shape, dim, sum(part.shape[dim] for part in parts))
+    return Timed(tuple(lo.e.cat(list(row), at) for row in rows), shape, axis, lo.form)
+
+
+def _cat_in_time(lo: Lowering, parts: list[Timed]) -> Timed:
+    """The frames of one, then of the other; frames of constant zeros, as causal padding has them, are absent."""
+    first = parts[0]
+    shape = resized(first.shape, first.axis, sum(part.frames for part in parts))
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    if lo.form == "folded":
+        return Timed((lo.e.cat(chunks, 0),), shape, first.axis, lo.form)
+    if any(isinstance(chunk, fx.Node) for chunk in chunks):
+        chunks = [None if isinstance(chunk, torch.Tensor) and not chunk.any() else chunk for chunk in chunks]
+    return Timed(tuple(chunks), shape, first.axis, lo.form)
 
 
 @rule(_aten.stack.default)
@@ -230,10 +154,8 @@ def split(lo: Lowering, x: Any, size: int, dim: int = 0) -> list[Any]:
 @rule(_aten.chunk.default)
 def chunk(lo: Lowering, x: Any, count: int, dim: int = 0) -> list[Any]:
     """At most `count` parts."""
-    length = shape_of(x)[dim]
-    return [
-        slice_(lo, x, dim, s, min(s + size, length)) for size in [-(-length // count)] for s in range(0, length, size)
-    ]
+    parts: list[Any] = split(lo, x, -(-shape_of(x)[dim] // count), dim)
+    return parts
 
 
 @rule(_aten.unbind.int)
@@ -259,18 +181,15 @@ def pad(lo: Lowering, x: Any, sizes: Sequence[int], value: float = 0.0) -> Any:
         x = map_chunks(lo.e, x, lambda c: lo.e(_aten.constant_pad_nd.default, c, flat, value), shape)
     if value and max(before, after) > 0:
         frame = torch.full((1, *x.frame_shape), value, dtype=x.dtype)
-        constant = Timed((frame,), _with(x.shape, x.axis, 1), x.axis, x.form)
+        constant = Timed((frame,), resized(x.shape, x.axis, 1), x.axis, x.form)
         parts = [gather(lo.e, constant, [0] * n) if n > 0 else None for n in (before, after)]
         return cat(lo, [part for part in (parts[0], gather(lo.e, x, kept), parts[1]) if part], x.axis)
     frames = [*[None] * max(0, before), *kept, *[None] * max(0, after)]
     return x if frames == list(range(x.frames)) else gather(lo.e, x, frames)
 
 
-def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis + 1 :])
-
-
 @rule(_aten.replication_pad3d.default)
+@per_channel
 def replication_pad3d(lo: Lowering, x: Any, sizes: Sequence[int]) -> Timed:
     """Pad with the nearest frame and pixel."""
     x = lo.volume(x)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from edgeact.lowering._emitter import shape_of
-from edgeact.lowering._rules import Lowering, rank_of, rule
+from edgeact.lowering._emitter import dtype_of, shape_of
+from edgeact.lowering._rules import Lowering, any_timed, rank_of, rule
 from edgeact.lowering._timed import Timed, filled, map_chunks
 
-__all__ = ["binary", "pointwise"]
+__all__ = ["elementwise", "pointwise", "to_dtype", "wide"]
 
 _aten = torch.ops.aten
 
@@ -67,20 +67,17 @@ def _aligned(lo: Lowering, value: Any, rank: int, axis: int, frames: int, out: t
     return fitted * frames if lo.form == "unrolled" and len(fitted) == 1 else fitted
 
 
-def binary(lo: Lowering, op: Any, a: Any, b: Any) -> Any:
-    """`op(a, b)`, Timed or whole."""
-    return pointwise(lo, op, (a, b), {}) if isinstance(a, Timed) else lo.e(op, a, b)
+def elementwise(lo: Lowering, op: Any, *args: Any) -> Any:
+    """`op(*args)`, Timed or whole."""
+    return pointwise(lo, op, args, {}) if any_timed(args) else lo.e(op, *args)
 
 
 @rule(_aten._prelu_kernel.default)
 def prelu(lo: Lowering, x: Any, weight: Any) -> Any:
     """relu(x) - a * relu(-x): torch's own `where(x > 0, x, a * x)` falls back on mobile runtimes (He et al. 2015)."""
-
-    def unary(op: Any, value: Any) -> Any:
-        return pointwise(lo, op, (value,), {}) if isinstance(value, Timed) else lo.e(op, value)
-
-    rest = binary(lo, _aten.mul.Tensor, unary(_aten.relu.default, unary(_aten.neg.default, x)), weight)
-    return binary(lo, _aten.sub.Tensor, unary(_aten.relu.default, x), rest)
+    below = elementwise(lo, _aten.relu.default, elementwise(lo, _aten.neg.default, x))
+    above = elementwise(lo, _aten.relu.default, x)
+    return elementwise(lo, _aten.sub.Tensor, above, elementwise(lo, _aten.mul.Tensor, below, weight))
 
 
 @rule(_aten.clone.default, _aten.contiguous.default, _aten.detach.default, _aten.alias.default)
@@ -98,6 +95,15 @@ def nothing(lo: Lowering, *_: Any, **__: Any) -> None:
 def to_dtype(lo: Lowering, x: Any, dtype: Any = None, *_: Any, **kwargs: Any) -> Any:
     """Another element type; memory formats and devices mean nothing to a graph for another machine."""
     dtype = kwargs.get("dtype", dtype)
-    if not isinstance(x, Timed):
-        return x if dtype is None else lo.e(_aten._to_copy.default, x, dtype=dtype)
-    return x if dtype is None else map_chunks(lo.e, x, lambda chunk: lo.e(_aten._to_copy.default, chunk, dtype=dtype))
+    if dtype in (None, dtype_of(x)):
+        return x
+
+    def cast(value: Any) -> Any:
+        return lo.e(_aten._to_copy.default, value, dtype=dtype)
+
+    return map_chunks(lo.e, x, cast) if isinstance(x, Timed) else cast(x)
+
+
+def wide(lo: Lowering, x: Any) -> Any:
+    """`x`, but half precision as float32: what statistics are computed in, as in torch; squares leave float16 soon."""
+    return to_dtype(lo, x, torch.float32) if dtype_of(x) in (torch.float16, torch.bfloat16) else x

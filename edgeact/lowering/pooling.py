@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from edgeact.lowering._emitter import shape_of
-from edgeact.lowering._rules import Lowering, rule
+from edgeact.lowering._rules import Lowering, UnsupportedError, rule, triple
 from edgeact.lowering._timed import Timed, filled, gather, map_chunks
-from edgeact.lowering.convolution import _triple
 from edgeact.lowering.frames import average
+from edgeact.lowering.shapes import per_channel
 
 __all__ = ["adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d"]
 
@@ -55,12 +55,13 @@ def _over_time(lo: Lowering, x: Timed, windows: list[list[int]], op: Any) -> Tim
 
 
 @rule(_aten.max_pool3d.default)
+@per_channel
 def max_pool3d(
     lo: Lowering, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Timed:
     """MaxPool3d of `[1, C, T, H, W]`; padding is minus infinity, so a window holds the frames that are there."""
-    kernel, padding, dilation = _triple(kernel), _triple(padding), _triple(dilation)
-    stride = _triple(stride) if stride else kernel
+    kernel, padding, dilation = triple(kernel), triple(padding), triple(dilation)
+    stride = triple(stride) if stride else kernel
     x = filled(lo.e, lo.volume(x))
     hw = [list(triple[1:]) for triple in (kernel, stride, padding, dilation)]
     if hw != [[1, 1], [1, 1], [0, 0], [1, 1]]:
@@ -69,7 +70,7 @@ def max_pool3d(
     windows = _windows(x.frames, kernel[0], stride[0], padding[0], dilation[0], ceil_mode)
     inside = [[t for t in window if 0 <= t < x.frames] for window in windows]
     if not all(inside):
-        raise ValueError("a window that lies in the padding alone: its maximum is minus infinity")
+        raise UnsupportedError("a window that lies in the padding alone: its maximum is minus infinity")
     return _over_time(lo, x, inside, _aten.maximum.default)
 
 
@@ -85,6 +86,7 @@ def _sized(x: Timed) -> Timed:
 
 
 @rule(_aten.avg_pool3d.default)
+@per_channel
 def avg_pool3d(
     lo: Lowering,
     x: Any,
@@ -96,8 +98,8 @@ def avg_pool3d(
     divisor_override: int | None = None,
 ) -> Timed:
     """AvgPool3d of `[1, C, T, H, W]`: the divisor is a product of one factor per dimension, or given."""
-    kernel, padding = _triple(kernel), _triple(padding)
-    stride = _triple(stride) if stride else kernel
+    kernel, padding = triple(kernel), triple(padding)
+    stride = triple(stride) if stride else kernel
     x = lo.volume(x)
     hw = [list(triple[1:]) for triple in (kernel, stride, padding)]
     flat_divisor = None if divisor_override is None else 1
@@ -119,19 +121,20 @@ def _mean_over_time(lo: Lowering, x: Timed, windows: list[list[int]], divisors: 
     if lo.form == "folded":
         length = max(len(window) for window in windows)
         taps = [gather(e, x, [w[k] if k < len(w) else None for w in windows]) for k in range(length)]
-        total = e.sum([tap.chunks[0] for tap in taps])
-        if set(divisors) != {1}:
-            factors = torch.tensor([1 / d for d in divisors], dtype=x.dtype).view(-1, 1, 1, 1)
-            total = e(_aten.mul.Tensor, total, 1 / divisors[0] if len(set(divisors)) == 1 else factors)
-        chunks: tuple[Any, ...] = (total,)
+        each = torch.tensor([1 / d for d in divisors], dtype=x.dtype).view(-1, 1, 1, 1)
+        factor = each if len(set(divisors)) > 1 else _one_over(divisors[0])
+        chunks: tuple[Any, ...] = (e.sum([tap.chunks[0] for tap in taps], factor),)
     else:
         frames = filled(e, x).chunks
-        sums = [e.sum([frames[t] for t in window]) for window in windows]
         chunks = tuple(
-            total if divisor == 1 else e(_aten.mul.Tensor, total, 1 / divisor)
-            for total, divisor in zip(sums, divisors, strict=True)
+            e.sum([frames[t] for t in window], _one_over(divisor))
+            for window, divisor in zip(windows, divisors, strict=True)
         )
     return Timed(chunks, (*x.shape[:2], len(windows), *x.shape[3:]), 2, x.form)
+
+
+def _one_over(divisor: int) -> float:
+    return 1 if divisor == 1 else 1 / divisor
 
 
 def _bins(size: int, bins: int) -> list[list[int]]:
@@ -145,7 +148,8 @@ def _asked(x: Timed, size: Any) -> tuple[int, ...]:
     return tuple(x.shape[2 + i] if s is None else s for i, s in enumerate(sizes))
 
 
-@rule(_aten.adaptive_avg_pool3d.default)
+@rule(_aten.adaptive_avg_pool3d.default, _aten._adaptive_avg_pool3d.default)
+@per_channel
 def adaptive_avg_pool3d(lo: Lowering, x: Any, size: Any) -> Timed:
     """AdaptiveAvgPool3d of `[1, C, T, H, W]`; time first, so that one frame is left to average over its pixels."""
     x = lo.volume(x)
@@ -165,8 +169,13 @@ def adaptive_avg_pool3d(lo: Lowering, x: Any, size: Any) -> Timed:
 @rule(_aten.adaptive_max_pool3d.default)
 def adaptive_max_pool3d(lo: Lowering, x: Any, size: Any) -> list[Any]:
     """AdaptiveMaxPool3d of `[1, C, T, H, W]`, without the indices."""
+    return [_adaptive_max(lo, x, size), None]
+
+
+@per_channel
+def _adaptive_max(lo: Lowering, x: Any, size: Any) -> Timed:
     x = filled(lo.e, lo.volume(x))
     frames, height, width = _asked(x, size)
     x = _over_time(lo, x, _bins(x.frames, frames), _aten.maximum.default)
     pooled = map_chunks(lo.e, x, lambda chunk: lo.e(_aten.adaptive_max_pool2d.default, chunk, [height, width])[0])
-    return [_sized(pooled), None]
+    return _sized(pooled)

@@ -132,6 +132,7 @@ def _quantize_taps(graph: fx.Graph, last: fx.Node) -> None:
         if part.target is _aten.add.Tensor:
             inner += part.all_input_nodes
         _quantize(graph, part, scale)
-    (dequantize,) = last.users
-    if all(user.target in (_aten.relu.default, _aten.hardtanh.default) for user in dequantize.users):
-        dequantize.replace_all_uses_with(total)
+    users = [user for dequantize in last.users for user in dequantize.users]
+    if users and all(user.target in (_aten.relu.default, _aten.hardtanh.default) for user in users):
+        for dequantize in list(last.users):
+            dequantize.replace_all_uses_with(total)

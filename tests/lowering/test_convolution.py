@@ -36,14 +36,93 @@ def test_any_conv3d(case):
         )
     ]
     assume(min(size) > 0)
-    # an output frame that sees padding alone is the bias; one where all frames do is refused below
-    covered = any(
-        0 <= t * conv.stride[0] - conv.padding[0] + k * conv.dilation[0] < frames
-        for t in range(size[0])
-        for k in range(conv.kernel_size[0])
-    )
-    assume(covered)
     assert_lowers(conv, (1, 4, frames, 6, 5), taps=lambda _: taps)
+
+
+@st.composite
+def transposed(draw):
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)))
+    groups = draw(st.sampled_from([1, 2, 4]))
+    conv = nn.ConvTranspose3d(
+        4,
+        groups * draw(st.integers(1, 2)),
+        draw(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))),
+        stride=stride,
+        padding=tuple(draw(st.integers(0, 2)) for _ in range(3)),
+        output_padding=tuple(draw(st.integers(0, s - 1)) for s in stride),
+        groups=groups,
+        dilation=draw(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))),
+        bias=draw(st.booleans()),
+    )
+    return conv, draw(st.integers(1, 4))
+
+
+@given(transposed())
+def test_any_conv_transpose3d(case):
+    conv, frames = case
+    size = [
+        (length - 1) * s - 2 * p + d * (k - 1) + more + 1
+        for length, k, s, p, d, more in zip(
+            (frames, 6, 5),
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.output_padding,
+            strict=True,
+        )
+    ]
+    assume(min(size) > 0)
+    assert_lowers(conv, (1, 4, frames, 6, 5))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_volumes_of_a_batch(groups):
+    """Heads of an attention whose keys are pooled by a convolution; the bias and strides as ever."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(4, 4, 3, (1, 2, 2), 1, groups=groups)
+
+        def forward(self, x):
+            return self.conv(x.view(1, 2, 4, 5, 6, 6).squeeze(0) * 2)
+
+    assert_lowers(Heads(), (1, 8, 5, 6, 6))
+
+
+def test_all_frames_in_the_padding():
+    conv = nn.Conv3d(4, 8, (1, 1, 4), stride=(3, 4, 2), padding=(1, 0, 3))
+    assert_lowers(conv, (1, 4, 1, 4, 4))
+    conv.bias = None
+    assert_lowers(conv, (1, 4, 1, 4, 4))
+
+
+def test_frames_of_constant_zeros_are_left_out():
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, (3, 1, 1))
+
+        def forward(self, x):
+            return self.conv(torch.cat([x.new_zeros(1, 3, 2, 6, 6), x], 2))
+
+    assert_lowers(Causal(), (1, 3, 4, 6, 6))
+    lowered = lower(capture(Causal(), torch.zeros(1, 3, 4, 6, 6)), taps=lambda _: "sum")
+    assert targets(lowered).count("aten.conv2d.default") == 4 + 3 + 2
+
+
+def test_a_pad_of_the_kernel_is_not_one_of_the_clip():
+    class Reparametrized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.point = nn.Conv3d(3, 4, 3), nn.Conv3d(3, 4, 1)
+
+        def forward(self, x):
+            point = functional.pad(self.point.weight, (1, 1, 1, 1, 1, 1))
+            return functional.conv3d(x, point, padding=1) + functional.conv3d(x, self.conv.weight + point, padding=1)
+
+    assert_lowers(Reparametrized(), (1, 3, 4, 6, 6))
 
 
 @pytest.mark.parametrize("padding", [(3, 3, 3, 3, 0, 6), (1, 1, 1, 1, 0, 2), (0, 1, 2, 0, 2, 0), (1, 1, 1, 1, -1, 3)])

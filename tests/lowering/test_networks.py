@@ -10,6 +10,7 @@ from torch import nn
 import edgeact
 from edgeact.errors import InputError, LoweringError, UnknownNameError
 from edgeact.lowering import lower
+from edgeact.lowering._rules import RULES
 from edgeact.models import options_for_spec
 
 SHAPES = {"c3d": (1, 3, 16, 32, 32), "mict_resnet_18": (1, 3, 16, 32, 32), "mict_resnet_34": (1, 3, 16, 32, 32)}
@@ -191,13 +192,21 @@ def test_a_deep_unrolled_network_is_built_in_its_time():
     assert 2000 < len(targets(lowered)) < 3500
 
 
-class Transposed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.ConvTranspose3d(3, 4, 2)
-
+class Product(nn.Module):
     def forward(self, x):
-        return self.up(x)
+        return torch.prod(x, 2)
+
+
+class Sampled(nn.Module):
+    def forward(self, x):
+        return nn.functional.grid_sample(
+            torch.ones(1, 1, 2, 2, 2), x.mean((2, 3, 4)).view(1, 1, 1, 1, 3), align_corners=True
+        )
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        return x[x > 0].mean()
 
 
 class TwoIndices(nn.Module):
@@ -209,7 +218,16 @@ class TwoIndices(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Transposed(), r"conv_transpose3d\S* \(\S*test_networks\.py:\d+\) cannot be lowered: there is no rule.*conv3d"),
+        (
+            Product(),
+            r"prod\S* \(\S*test_networks\.py:\d+\) cannot be lowered: there is no rule for this op on a tensor with "
+            r"time; supported are all pointwise ops and: .*conv3d",
+        ),
+        (
+            Sampled(),
+            r"grid_sampler_3d\S* \(\S*test_networks\.py:\d+\) cannot be lowered: there is no rule for this op of vol",
+        ),
+        (Masked(), "the size of its result depends on values: an edge graph has static shapes"),
         (TwoIndices(), r"test_networks\.py:\d+\) cannot be lowered: indexing a volume by several tensors"),
     ],
 )
@@ -229,6 +247,102 @@ def test_refused_inputs():
     dynamic = torch.export.export(nn.ReLU(), (torch.zeros(1, 3, 4, 4, 4),), dynamic_shapes=batch)
     with pytest.raises(InputError, match=r"has the dynamic shape .* export with static shapes"):
         lower(dynamic)
-    outside = capture(nn.Conv3d(3, 4, 1, padding=(1, 0, 0), stride=(9, 1, 1)), torch.zeros(1, 3, 1, 4, 4))
-    with pytest.raises(LoweringError, match="a conv3d all of whose frames lie in its padding"):
-        lower(outside)
+    normed = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4)).eval()
+    dynamic = torch.export.export(normed, (torch.zeros(1, 3, 4, 4, 4),), dynamic_shapes=batch)
+    with pytest.raises(InputError, match=r"has the dynamic shape .* export with static shapes"):
+        lower(dynamic)
+    with pytest.raises(InputError, match=r"lower\(\) takes an exported program, not Conv3d: torch\.export\.export\("):
+        lower(nn.Conv3d(3, 4, 1))
+
+
+def test_a_layer_in_training_is_named_by_its_module():
+    training = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4)).train()
+    program = torch.export.export(training, (torch.zeros(1, 3, 4, 4, 4),))
+    with pytest.raises(
+        LoweringError, match=r"\(module '1'\) cannot be lowered: BatchNorm in training mode: call \.eval"
+    ):
+        lower(program)
+
+
+class Counter(nn.Module):
+    """Counts its clips, and normalizes them in place."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.counts, self.conv = counts, nn.Conv3d(3, 4, 1)
+        self.seen = nn.Buffer(torch.zeros(1))
+
+    def forward(self, x):
+        if self.counts:
+            self.seen += 1
+        return self.conv(x.sub_(0.5))
+
+
+def test_writes():
+    """Into a buffer they would outlive the clip; into the input they end with it."""
+    model = Counter(counts=True)
+    program = capture(model, torch.zeros(1, 3, 4, 4, 4))
+    with pytest.raises(
+        LoweringError, match=r"test_networks\.py:\d+\) cannot be lowered: the network writes its buffer 'seen'"
+    ):
+        lower(program)
+    assert not model.seen.any()
+    model, clip = Counter(counts=False), torch.randn(1, 3, 4, 4, 4)
+    lowered = lower(capture(model, clip.clone())).module(check_guards=False)
+    torch.testing.assert_close(lowered(clip), model(clip.clone()))
+
+
+def test_arguments_that_no_rule_foresaw(monkeypatch):
+    """Torch's own words are the cause, not the message."""
+
+    def unready(lo, x, *_):
+        """A rectifier."""
+        raise IndexError("list index out of range")
+
+    monkeypatch.setitem(RULES, torch.ops.aten.flip.default, unready)
+    program = capture(Flip(), torch.zeros(1, 3, 4, 4, 4))
+    with pytest.raises(LoweringError, match=r"cannot be lowered with these arguments; supported is: A rectifier\.$"):
+        lower(program)
+
+
+class Flip(nn.Module):
+    def forward(self, x):
+        return x.flip(2)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4)
+
+    def forward(self, x, times, name=None):
+        return self.norm(self.conv(x)) * times
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec")
+def test_inputs_that_are_no_tensors_keep_their_place():
+    model, clip = randomize_norms_(Scaled()).eval(), torch.randn(1, 3, 4, 4, 4)
+    program = torch.export.export(model, (clip, 3), {"name": None})
+    program._example_inputs = None  # as programs of other tools have it
+    torch.testing.assert_close(lower(program).module(check_guards=False)(clip, 3, name=None), model(clip, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_program_that_is_decomposed_already(form):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.up, self.norm = nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(4, 4, 2, 2), nn.BatchNorm3d(4)
+            self.conv2d, self.conv1d, self.up1d = nn.Conv2d(4, 4, 3), nn.Conv1d(4, 4, 2), nn.ConvTranspose1d(4, 4, 2)
+            self.last, self.pool = nn.LayerNorm(4), nn.AdaptiveAvgPool3d((None, 3, 3))
+
+        def forward(self, x):
+            x = self.pool(self.norm(self.up(self.conv(x)).relu()))
+            x = self.conv2d(x[0].transpose(0, 1)).flatten(1)
+            return self.last(self.up1d(self.conv1d(x.T[None])).transpose(1, 2))
+
+    model, clip = randomize_norms_(Network()), torch.randn(1, 3, 4, 6, 6)
+    program = capture(model, clip).run_decompositions()
+    found = lower(program, form=form).module(check_guards=False)(clip)
+    torch.testing.assert_close(found, model(clip), rtol=1e-5, atol=1e-5)

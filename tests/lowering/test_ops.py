@@ -189,6 +189,56 @@ OPS = {
     "scaled_dot_product_attention": lambda m, x: (
         functional.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3).transpose(1, 2).view(1, 4, 5, 6, 6)
     ),
+    "max_pool3d without a batch": lambda m, x: functional.max_pool3d(x[0], 2),
+    "adaptive pools of two volumes": lambda m, x: functional.adaptive_max_pool3d(x.view(2, 2, 5, 6, 6), 2),
+    "conv3d without a batch": lambda m, x: functional.conv3d(x[0], torch.ones(2, 4, 3, 1, 1)),
+    "conv3d of two volumes": lambda m, x: m.conv(torch.cat([x[:, :3], x[:, 1:]])),
+    "conv3d of a constant volume": lambda m, x: x + m.conv(torch.ones(1, 3, 5, 6, 6)),
+    "conv3d by a computed kernel": lambda m, x: functional.conv3d(
+        x, x.mean((3, 4)).view(4, 1, 5, 1, 1), x.mean((2, 3, 4))[0], padding=(2, 0, 0), groups=4
+    ),
+    "conv2d by a computed kernel": lambda m, x: functional.conv2d(
+        x.flatten(3), x.mean((3, 4)).view(4, 1, 5, 1), padding=(2, 0), groups=4
+    ),
+    "conv1d by a computed kernel": lambda m, x: functional.conv1d(x.mean((3, 4)), x.mean((2, 3, 4)).view(1, 4, 1)),
+    "conv1d without a batch": lambda m, x: functional.conv1d(x.mean((3, 4))[0], torch.ones(2, 4, 3)),
+    "conv_transpose1d": lambda m, x: functional.conv_transpose1d(x.mean((3, 4)), torch.ones(4, 2, 3), stride=2),
+    "sum of truth values": lambda m, x: ((x > 0).sum(2), (x > 0).sum((2, 3)), (x > 0).sum()),
+    "sum of bytes": lambda m, x: (x.abs() * 99).to(torch.uint8).sum(2),
+    "sum and mean in another type": lambda m, x: (
+        x.sum((2, 3), dtype=torch.float64),
+        x.mean(dtype=torch.float64),
+        (x.abs() * 99).to(torch.uint8).mean((2, 3, 4), dtype=torch.float32),
+    ),
+    "any": lambda m, x: ((x > 0).any(2), x.any(), (x > 1).any(1)),
+    "cumsum": lambda m, x: (x.cumsum(2), x.cumsum(1), (x > 0).cumsum(2), x.mean((3, 4)).cumsum(0)),
+    "var_mean and std_mean": lambda m, x: (torch.var_mean(x, (2, 3)), torch.std_mean(x, 2, keepdim=True)),
+    "attention without a batch": lambda m, x: functional.scaled_dot_product_attention(
+        *[x.mean((3, 4))[0].transpose(0, 1)] * 3
+    ),
+    "attention of all frames to one": lambda m, x: functional.scaled_dot_product_attention(
+        x[0].flatten(2).permute(1, 2, 0), *[x[0].flatten(2).permute(1, 2, 0)[:1]] * 2
+    ),
+    "cat of several types": lambda m, x: (torch.cat([x.half(), x], 2), torch.cat([x.double(), x], 1)),
+    "cat of nothing": lambda m, x: torch.cat([torch.empty(0), x], 2),
+    "cat of a batch": lambda m, x: torch.cat([torch.cat([x, x * 2]), x]),
+    "one of a batch": lambda m, x: torch.cat([x, x * 2])[1:].mean((3, 4)),
+    "padding alone, of another type": lambda m, x: functional.pad(x.double(), (0, 0, 0, 0, 2, 0))[:, :, :2],
+    "write of another type": lambda m, x: write(
+        torch.zeros_like(x), (slice(None), slice(None), slice(1, 3)), x[:, :, :2].double()
+    ),
+    "write of a channel": lambda m, x: write(x, (0, 0), 7.0),
+    "write of a mask": lambda m, x: (write(x, x < 0, 0.0), write(x.mean((2, 3)), x.mean((2, 3)) < 0, 0.0)),
+    "write of several indices after the mean": lambda m, x: write(x.mean(2), (0, [0, 1], [1, 2]), 0.0),
+    "write of some frames": lambda m, x: write(x, (slice(None), slice(None), [0, -2]), x[:, :, :1]),
+    "upsample nearest-exact": lambda m, x: functional.interpolate(x, scale_factor=(1.7, 2, 2), mode="nearest-exact"),
+    "upsample nearest to the same size": lambda m, x: functional.interpolate(x, scale_factor=(1.0, 1.15, 1.15)),
+    "upsample trilinear to the same size": lambda m, x: functional.interpolate(
+        x, scale_factor=(1.15, 1.15, 1.0), mode="trilinear"
+    ),
+    "half precision through a float norm": lambda m, x: functional.batch_norm(
+        x.half(), torch.zeros(4), torch.ones(4), m.scale.flatten(), None
+    ),
 }
 
 
@@ -196,6 +246,42 @@ OPS = {
 @pytest.mark.parametrize("name", OPS)
 def test_op(name):
     assert_lowers(Op(OPS[name]), (1, 3, 5, 6, 6))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "trilinear"])
+def test_every_ratio_of_frames(mode):
+    """Torch rounds places in float32: 14 frames to 46, or 26 to 22, are not what the reals say."""
+    for frames, asked in [(14, 46), (26, 22), (28, 46), (3, 7), (8, 5)]:
+        to = Resize(mode, size=(asked, 2, 2))
+        assert_lowers(to, (1, 1, frames, 2, 2))
+    for factor in (1.1, 1.3, 1 / 3, 0.7):
+        assert_lowers(Resize(mode, scale_factor=(factor, 1.0, 1.0)), (1, 1, 31, 2, 2))
+
+
+class Resize(nn.Module):
+    def __init__(self, mode, **how):
+        super().__init__()
+        self.how = how | {"mode": mode}
+
+    def forward(self, x):
+        return functional.interpolate(x, **self.how)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x: (x + 3000).mean((2, 3, 4)),
+        lambda x: functional.adaptive_avg_pool3d(x + 3000, 1),
+        lambda x: functional.group_norm(x * 100, 1),
+        lambda x: (x * 100).std((2, 3, 4)),
+    ],
+)
+def test_half_precision_does_not_overflow(op):
+    class Half(nn.Module):
+        def forward(self, x):
+            return op(x)
+
+    assert_lowers(Half(), (1, 3, 32, 4, 4), dtype=torch.float16, tolerance=2e-3)
 
 
 def per_channel(module, x):
@@ -220,19 +306,12 @@ def per_channel(module, x):
         (lambda m, x: x[1:], r"the batch of 1 cannot give the places \[\]"),
         (lambda m, x: x[[0, 0]], r"the batch of 1 cannot give the places \[0, 0\]"),
         (per_channel, "activations quantized per channel"),
-        (lambda m, x: functional.max_pool3d(x[0], 2), r"a tensor of shape \(4, 5, 6, 6\): volumes are"),
-        (lambda m, x: functional.conv3d(x[0], torch.ones(2, 4, 1, 1, 1)), r"a tensor of shape \(4, 5, 6, 6\): volumes"),
-        (lambda m, x: m.conv(torch.cat([x[:, :3], x[:, 1:]])), r"a tensor of shape \(2, 3, 5, 6, 6\): volumes are"),
         (
-            lambda m, x: functional.conv3d(x, x.mean((2, 3, 4)).view(1, 4, 1, 1, 1)),
-            "its kernel is computed: 2-D kernels are cut from a constant one",
+            lambda m, x: write(x, (slice(None), [0, 1], [1, 2]), 0.0),
+            "a write to places that are computed, or given by several tensors",
         ),
-        (
-            lambda m, x: functional.conv1d(x.mean((3, 4)), x.mean((2, 3, 4)).view(1, 4, 1)),
-            "its kernel is computed: 2-D kernels are cut from a constant one",
-        ),
-        (lambda m, x: x.max(2)[1] * 2, "of .* the values alone are computed, not their indices"),
-        (lambda m, x: functional.max_pool3d(x, 2, return_indices=True)[1] * 2, "of .* the values alone are computed"),
+        (lambda m, x: x.max(2)[1] * 2, "its values alone are computed, not their indices"),
+        (lambda m, x: functional.max_pool3d(x, 2, return_indices=True)[1] * 2, "its values alone are computed"),
         (lambda m, x: x[:, :, :1].var(2), "the variance of 1 values with a correction of 1: it is not a number"),
         (
             lambda m, x: functional.max_pool3d(x[:, :, :1], (2, 1, 1), (1, 1, 1), (1, 0, 0), (2, 1, 1)),
@@ -242,7 +321,6 @@ def per_channel(module, x):
             lambda m, x: functional.scaled_dot_product_attention(*[x.flatten(2)] * 3, dropout_p=0.5),
             "dropout in training mode",
         ),
-        (lambda m, x: x.cumsum(2), "there is no rule for this op on a tensor with time; supported are .*conv3d, "),
         (
             lambda m, x: functional.batch_norm(x[0].transpose(0, 1), None, None, training=True),
             "a norm by the statistics of a batch: an edge graph has a batch of 1",
@@ -327,5 +405,6 @@ def test_a_network_of_another_precision_keeps_it(form, dtype, tolerance):
     clip = torch.randn(1, 3, 4, 5, 5, dtype=dtype)
     lowered = lower(capture(module, clip), form=form)
     types = {node.meta["val"].dtype for node in lowered.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
-    assert types == {dtype}
+    statistics = {torch.float32} if dtype is torch.float16 else set()  # a norm has them in float32, as in torch
+    assert types == {dtype} | statistics
     torch.testing.assert_close(lowered.module(check_guards=False)(clip), module(clip), rtol=tolerance, atol=tolerance)

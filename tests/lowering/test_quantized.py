@@ -61,6 +61,30 @@ def test_every_convolution_pool_and_sum_of_taps_is_int8(form, quantized, clips):
     assert all(counted[name] for name in ("conv2d", "linear", "max_pool2d", "maximum", "taps"))
 
 
+class Forked(nn.Module):
+    """Squeeze-excitation right after a depthwise convolution, as in X3D: its sum of taps has two users."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.depthwise = nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, 3, padding=1, groups=8)
+        self.gate, self.fc = nn.Conv3d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, clip):
+        x = self.depthwise(self.stem(clip))
+        gated = x * self.gate(x.mean((2, 3, 4), keepdim=True)).sigmoid()
+        y = self.depthwise(gated.relu())
+        return self.fc((y.relu() + y).mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_taps_may_have_several_users(form, clips):
+    quantized = int8(Forked(), clips)
+    lowered = run_program(lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0]))
+    simulated, found = (np.concatenate([run(clip) for clip in clips]) for run in (eager(quantized, SPEC), lowered))
+    assert compare_outputs(simulated, found)[0] > 25
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_it_follows_the_simulation(form, quantized, clips):
     lowered = run_program(lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0]))

@@ -44,6 +44,30 @@ class Branch(nn.Module):
         return z
 
 
+class Tokens(nn.Module):
+    """A linear layer over the last dimension of `[B, N, C]`, and a norm over dimension 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(5, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn(self.linear(x[:, 0, :, 0].repeat(1, 1, 1)))
+        return y
+
+
+class Computed(nn.Module):
+    """A norm whose scale is not a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn
+        return nn.functional.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight * 2, bn.bias)
+
+
 @pytest.mark.parametrize(
     ("model", "folds", "left"),
     [
@@ -53,6 +77,8 @@ class Branch(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 5 * 5, 7), nn.BatchNorm1d(7)), 1, 0),
         (Shared(), 0, 2),
         (Branch(), 0, 1),
+        (Tokens(), 0, 1),
+        (Computed(), 0, 1),
     ],
 )
 def test_folding_changes_nothing_but_the_graph(model: nn.Module, folds: int, left: int) -> None:
