@@ -469,16 +469,16 @@ def test_check_forecasts_a_target(run: Edgeact, tmp_path: Path, monkeypatch: pyt
     told = json.loads(run("check", "--target", "openvino", *TINY, *SPEC, "--json").out)
     assert told["accelerated_macs"] == told["macs"] == sum(layer["macs"] for layer in told["layers"])
     assert {layer["support"] for layer in told["layers"]} == {"native"}
-    (tmp_path / "transposed.py").write_text(
-        "import torch\ndef build(num_classes):\n"
-        "    return torch.nn.Sequential(torch.nn.ConvTranspose3d(3, num_classes, 2), torch.nn.AdaptiveAvgPool3d(1),\n"
-        "                               torch.nn.Flatten())\n"
+    (tmp_path / "product.py").write_text(
+        "import torch\nclass build(torch.nn.Conv3d):\n"
+        "    def __init__(self, num_classes):\n        super().__init__(3, num_classes, 2)\n"
+        "    def forward(self, clip):\n        return super().forward(clip).cumprod(2).mean((2, 3, 4))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    done = run("check", "--target", "litert", "--model", "transposed:build", *SPEC)
+    done = run("check", "--target", "litert", "--model", "product:build", *SPEC)
     assert done.status == 1
-    assert "cannot run conv_transpose3d (1): aten.conv_transpose3d" in done.out
-    assert "✗ cannot run  transposed:build → litert, unrolled: 1 of 8 ops have no kernel" in done.out
+    assert "cannot run cumprod (1): aten.cumprod" in done.out
+    assert "✗ cannot run  product:build → litert, unrolled: 1 of 8 ops have no kernel" in done.out
 
 
 def test_check_refuses_what_is_not_there(refused: Refused) -> None:
