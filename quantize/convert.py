@@ -16,7 +16,7 @@ from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeact.errors import InputError
-from edgeact.quantize.annotate import SchemeQuantizer, moves_data, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, in_float, moves_data, value_names
 from edgeact.quantize.ranges import Ranges
 from edgeact.quantize.scheme import Scheme
 
@@ -33,7 +33,8 @@ def quantize(
         ranges: Of every activation that `scheme` quantizes, as `observe` returns them.
         scheme: What the target demands.
         keep_float: Convolutions and linear layers, by node name, that stay in float, and so does what they read: the
-            rounding of activations costs more than that of weights.
+            rounding of activations costs more than that of weights. A layer that gives them what they read is then in
+            float, too, where int8 kernels give int8 alone (`in_float`).
 
     Returns:
         The same network with int8 weights and with quantize and dequantize ops (`quantized_decomposed`), which PyTorch
@@ -42,7 +43,17 @@ def quantize(
     Raises:
         InputError: `ranges` are those of another network or scheme.
     """
-    prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, keep_float=keep_float))
+    quantized = _convert(graph, ranges, scheme, keep_float, floats=keep_float)
+    if feeding := set(in_float(quantized, scheme)).difference(keep_float):
+        quantized = _convert(graph, ranges, scheme, keep_float, floats=feeding.union(keep_float))
+    return quantized
+
+
+def _convert(
+    graph: fx.GraphModule, ranges: Ranges, scheme: Scheme, read_float: Collection[str], floats: Collection[str]
+) -> fx.GraphModule:
+    """With the weights of `floats` in float; those of them that `read_float` read values that were not rounded."""
+    prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, keep_float=floats))
     names = {node.name: name for node, name in value_names(graph).items()}
     for node in prepared.graph.nodes:
         if node.op != "call_module":
@@ -56,7 +67,7 @@ def quantize(
             raise InputError(f"there is no range for {names[watched.name]}: these ranges are of another network")
     quantized: fx.GraphModule = convert_pt2e(prepared)
     for node in quantized.graph.nodes:
-        if node.name in keep_float:
+        if node.name in read_float:
             _read_float(node)
     quantized.graph.eliminate_dead_code()
     quantized.recompile()

@@ -17,11 +17,11 @@ from int8_networks import calibrated
 from torch import Tensor, nn
 
 import edgeact
-from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
+from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, quiet_torchao, run_program
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
 from edgeact.numerics import Numerics, compare_outputs
-from edgeact.parity import Gates, NotMeasured, Placement
+from edgeact.parity import IN_FLOAT, Gates, NotMeasured, Placement
 from edgeact.quantize.options import Int8
 from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import check_options, get_target
@@ -131,6 +131,35 @@ def test_int8_on_android_is_what_the_lowered_program_says(
     strided = form == "folded" and network is Mixed  # every second frame is cut from the batch
     assert outside == ({"aten.slice_copy.Tensor"} if strided else set())
     assert len(placement["delegates"]) == 1 + strided
+
+
+@pytest.mark.parametrize("target", ["android", "litert"])
+def test_layers_in_float_between_int8_ones(target: str, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    """What reads floats makes the layer before it a float one; the runtime computes what the program says."""
+    with quiet_torchao():
+        from edgeact.quantize.annotate import in_float
+        from edgeact.quantize.convert import quantize
+        from edgeact.quantize.ranges import observe
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 256, (1, *tiny_spec.clip_shape), dtype=np.uint8) for _ in range(4)]
+    network = nn.Sequential(nn.Conv3d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv3d(8, 8, 3, groups=8), nn.Conv3d(8, 8, 1))
+    network.extend([nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5)])
+    graph, found = fold(network.eval(), tiny_spec), get_target(target)
+    assert found.scheme is not None
+    with quiet_torchao():
+        ranges = observe(graph, clips, tiny_spec, found.scheme)
+        partly = quantize(graph, ranges, found.scheme, keep_float=["conv3d_1"])
+    assert in_float(partly, found.scheme) == ["conv3d", "conv3d_1"]
+    program = lower_and_prove(behind_uint8(partly, tiny_spec), "unrolled", clips[0])
+    found.compile(program, tmp_path, "int8", check_options(target, {}))
+    runner, simulated = load_runner(found.runtime, tmp_path, tiny_spec, 1), run_program(program)
+    given, expected = (np.concatenate([run(clip) for clip in clips]) for run in (runner, simulated))
+    assert compare_outputs(expected, given)[0] > 40
+    placement = runner.placement()
+    floats = [op for op in placement.fallback if op.endswith(IN_FLOAT)]
+    assert len(floats) == placement.fallback_ops
+    if target == "litert":
+        assert len(floats) == len(in_float(program.graph_module, found.scheme))
 
 
 def test_a_lowering_that_is_wrong_fails_the_export(tiny_spec: ClipSpec, monkeypatch: pytest.MonkeyPatch) -> None:
