@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from edgeact.targets._refusals import refuse
 from edgeact.targets._target import Refusal
-from edgeact.targets._xnnpack import MOVEMENT, is_volumetric
 
 __all__ = ["refusals"]
 
-_SOURCE = "executorch/backends/vulkan/op_registry.py"
 # Under other names, or in parts that are there, when the partitioner sees them.
 _BECOMES = {
     "conv2d": "convolution",
@@ -29,17 +28,12 @@ def refusals(graph: fx.GraphModule, *, volumetric: str) -> Mapping[fx.Node, Refu
     from executorch.backends.vulkan.op_registry import vulkan_supported_ops
 
     registered = {str(getattr(op, "_op", op)).removeprefix("aten.").partition(".")[0] for op in vulkan_supported_ops}
-    found = {}
-    for node in graph.graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = getattr(node.target, "__name__", "").partition(".")[0]
-        if is_volumetric(name):
-            found[node] = Refusal(f"{name}: {volumetric}", runs=False)
-        elif name not in MOVEMENT and _BECOMES.get(name, name) not in registered:
-            found[node] = Refusal(f"{name}: not among its ops ({_SOURCE})", runs=True)
-        elif name == "conv2d" and node.meta["val"].shape[0] > 1:
-            found[node] = Refusal(
-                f"{name}: a convolution has a batch of 1 alone (check_conv_node, {_SOURCE})", runs=True
-            )
-    return found
+
+    def judge(name: str, node: fx.Node) -> str | None:
+        if _BECOMES.get(name, name) not in registered:
+            return "not among its ops"
+        if name == "conv2d" and node.meta["val"].shape[0] > 1:
+            return "a convolution has a batch of 1 alone (check_conv_node)"
+        return None
+
+    return refuse(graph, judge, source="executorch/backends/vulkan/op_registry.py", volumetric=volumetric)

@@ -5,26 +5,16 @@ from typing import Any
 
 from torch import fx
 
+from edgeact.targets._refusals import refuse
 from edgeact.targets._target import Refusal
 
-__all__ = ["MOVEMENT", "is_volumetric", "refusals"]
+__all__ = ["refusals"]
 
-_MOVEMENT = """
-_assert_tensor_metadata _to_copy alias cat clone constant_pad_nd contiguous detach expand flatten flip getitem
-index index_select permute reshape select slice split split_with_sizes squeeze stack t transpose unsqueeze view
-"""
 _COMPUTE = """
 abs add addmm avg_pool2d baddbmm bmm ceil clamp conv2d div exp floor gelu hardsigmoid hardswish
 hardtanh leaky_relu linear log matmul max_pool2d maximum mean minimum mm mul neg pow relu relu6 rsqrt
 scaled_dot_product_attention sigmoid silu softmax sqrt sub tanh
 """
-# Ops that move or retype data: outside of XNNPACK they cost a copy, and nothing is computed there.
-MOVEMENT = frozenset(_MOVEMENT.split())
-
-
-def is_volumetric(op: str) -> bool:
-    """Whether an op of this name works on volumes alone."""
-    return "3d" in op or "3D" in op
 
 
 def refusals(graph: fx.GraphModule, *, more: str, source: str, volumetric: str) -> Mapping[fx.Node, Refusal]:
@@ -36,17 +26,14 @@ def refusals(graph: fx.GraphModule, *, more: str, source: str, volumetric: str) 
         source: Where this runtime states its rules.
         volumetric: What becomes of a 3-D op here.
     """
-    conditional, free = frozenset(_COMPUTE.split()), MOVEMENT.union(more.split())
-    found = {}
-    for node in graph.graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = getattr(node.target, "__name__", "").partition(".")[0]
-        if is_volumetric(name):
-            found[node] = Refusal(f"{name}: {volumetric}", runs=False)
-        elif name not in free and (why := _condition(name, node) if name in conditional else "not among its ops"):
-            found[node] = Refusal(f"{name}: {why} ({source})", runs=True)
-    return found
+    conditional, always = frozenset(_COMPUTE.split()), frozenset(more.split())
+
+    def judge(name: str, node: fx.Node) -> str | None:
+        if name in always:
+            return None
+        return _condition(name, node) if name in conditional else "not among its ops"
+
+    return refuse(graph, judge, source=source, volumetric=volumetric)
 
 
 def _condition(name: str, node: fx.Node) -> str | None:
