@@ -17,7 +17,7 @@ demo: $(VENV)/.demo-$(SOURCES)
 	$(BIN)/edgeact export --target openvino --out bundles
 
 test: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/pytest $(PARALLEL) -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 15
 
 test-all: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/pytest $(PARALLEL) --hypothesis-profile thorough

@@ -48,7 +48,7 @@ class Trainer:
         rank: int,
         world: int,
         steps: int,
-        teacher: nn.Module | None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.model, self.config, self.device, self.teacher = model, config, device, teacher
         self.rank, self.world, self.steps = rank, world, steps

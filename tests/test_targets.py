@@ -167,8 +167,8 @@ def test_a_lowering_that_is_wrong_fails_the_export(tiny_spec: ClipSpec, monkeypa
 
     right = convolution._cut
 
-    def wrong(weight: Tensor, taps: list[int]) -> Any:
-        return right(weight, taps) * (1 + 1e-3 * len(taps))
+    def wrong(lo: Any, weight: Tensor, taps: list[int]) -> Any:
+        return right(lo, weight, taps) * (1 + 1e-3 * len(taps))
 
     monkeypatch.setattr(convolution, "_cut", wrong)
     program = behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec)
