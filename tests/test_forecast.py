@@ -74,7 +74,9 @@ def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpe
         assert supports(found, "falls back") == {"elu", "gt", "where"}
 
 
-@pytest.mark.parametrize(("form", "falling_back"), [("unrolled", set()), ("folded", {"conv3d"})])
+@pytest.mark.parametrize(
+    ("form", "falling_back"), [("folded", {"conv3d"}), pytest.param("unrolled", set(), marks=pytest.mark.slow)]
+)
 def test_the_forecast_is_what_vulkan_takes(
     form: str, falling_back: set[str], tiny_spec: ClipSpec, tmp_path: Path
 ) -> None:

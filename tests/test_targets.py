@@ -28,7 +28,7 @@ from edgeact.targets import check_options, get_target
 
 LOWERED = [
     ("android", "fp32"),
-    ("android", "fp16"),
+    pytest.param("android", "fp16", marks=pytest.mark.slow),
     ("android", "int8"),
     ("litert", "fp32"),
     pytest.param("litert", "fp16", marks=pytest.mark.slow),
@@ -111,7 +111,7 @@ class Mixed(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("form", ["unrolled", "folded"])
+@pytest.mark.parametrize("form", ["unrolled", pytest.param("folded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("network", [Small, Mixed])
 def test_int8_on_android_is_what_the_lowered_program_says(
     network: type[nn.Module], form: str, tiny_spec: ClipSpec, tmp_path: Path

@@ -120,6 +120,23 @@ def test_pixels_have_a_range_of_their_own() -> None:
     assert scale == pytest.approx(1.02 * 4 / 255, rel=1e-3), "white and black are in range, whatever the clips"
 
 
+def test_observers_leave_out_what_is_rare() -> None:
+    """One pixel in ten thousand lies far outside: the range of the extremes holds it, the others cut it off."""
+    with quiet_torchao():
+        from edgeact.quantize.ranges import observe
+    spec = ClipSpec(frames=4, short_side=64, crop_height=64, crop_width=64)
+    clip = np.full((1, *spec.clip_shape), 100, np.uint8) + np.arange(64, dtype=np.uint8).reshape(1, 1, 1, 64, 1)
+    clip[0, 0, 0, 0] = 255
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.ReLU(), nn.Conv3d(4, 4, 1), Mean())
+    with torch.no_grad():
+        model[0].weight.abs_()  # type: ignore[union-attr]
+    with quiet_torchao():
+        graph = fold(model.eval(), spec)
+        high = {o: observe(graph, [clip], spec, Scheme(), o)["relu_0"][1] for o in ("min-max", "percentile", "mse")}
+    assert high["percentile"] < 0.8 * high["min-max"]
+    assert high["percentile"] <= high["mse"] <= 1.01 * high["min-max"]
+
+
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3, 4))
