@@ -112,7 +112,7 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["unrolled", pytest.param("folded", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("network", [Small, Mixed])
+@pytest.mark.parametrize("network", [pytest.param(Small, marks=pytest.mark.slow), Mixed])
 def test_int8_on_android_is_what_the_lowered_program_says(
     network: type[nn.Module], form: str, tiny_spec: ClipSpec, tmp_path: Path
 ) -> None:
