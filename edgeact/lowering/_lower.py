@@ -12,7 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from edgeact.errors import InputError, LoweringError, UnknownNameError
-from edgeact.lowering import (
+from edgeact.lowering import (  # noqa: F401 (importing them fills RULES)
     convolution,
     frames,
     matrix,
@@ -46,19 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["lower", "rewrite"]
 
 _aten = torch.ops.aten
-_RULE_FILES = (
-    convolution,
-    frames,
-    matrix,
-    movement,
-    normalization,
-    pointwise,
-    pooling,
-    reduction,
-    resize,
-    shapes,
-    writes,
-)  # importing them fills RULES
 # What torch's decompositions leave of layers in training mode alone.
 _TRAINING = {
     _aten.native_dropout.default: "dropout",
