@@ -7,7 +7,8 @@ folded rung  └── weights and ranges of the checkpoint ───┘   quant
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -104,42 +105,42 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
         MissingDependencyError: torchao is not installed.
     """
     assert demanded is not None, "a target with int8 has a scheme"
-    options = source.options
     with quiet_torchao():
         try:
-            from edgeact.quantize import convert, ranges
+            from edgeact.quantize import convert
             from edgeact.quantize.annotate import in_float
-            from edgeact.quantize.layers import called
         except ImportError as exc:
             raise MissingDependencyError("torchao", "export", "exporting in int8") from exc
-        if options.trained is not None:
-            graph, scheme = _trained(folded, options.trained, demanded), options.trained.scheme
-            seen: Ranges = options.trained.ranges
-            facts: dict[str, Any] = {"trained": True}
-            notes = ["int8: weights and ranges from quantization-aware training"]
-        else:
-            graph, scheme, clips = folded, demanded, source.clips
-            assert clips is not None, "opened where nothing was trained"
-            seen = ranges.observe(graph, (clip for _, clip in clips), clips.spec, scheme, options.observer)
-            samples, used = clips.dataset.samples, len(clips.dataset.samples) - len(clips.skipped)
-            facts = {"clips": used, "classes": len({s.label for s in samples}), "observer": options.observer}
-            notes = [f"int8: ranges from {used} clips of the training part"]
-        scheme = dataclasses.replace(scheme, partial_sums=demanded.partial_sums)
-        whole = network = convert.quantize(graph, seen, scheme)
+        trained = source.options.trained
+        start = _calibrated(folded, source, demanded) if trained is None else _trained(folded, trained, demanded)
+        scheme = dataclasses.replace(start.scheme, partial_sums=demanded.partial_sums)
+        whole = network = convert.quantize(start.graph, start.ranges, scheme)
         kept: dict[str, float] = {}
-        if options.keep_float:
-            network, kept = _partly(folded, graph, whole, seen, scheme, source)
+        if source.options.keep_float:
+            network, kept = _partly(folded, start, whole, scheme, source)
         floats, unasked = in_float(network, scheme), in_float(whole, scheme)
+    return Quantized(
+        network=network,
+        whole=whole,
+        asked=bool(kept) and not unasked,
+        facts=start.facts | {"in_float": floats, "kept": kept} | dataclasses.asdict(scheme),
+        notes=(start.note, *_floats_in_words(folded, floats, kept, unasked)),
+    )
+
+
+def _floats_in_words(
+    folded: "GraphModule", floats: list[str], kept: dict[str, float], unasked: list[str]
+) -> Iterator[str]:
+    """Why which layers stay in float."""
+    from edgeact.quantize.layers import called
+
     if kept:
         alone = ", ".join(f"{called(folded, name)} ({db:.1f} dB)" for name, db in kept.items())
-        notes.append(f"int8: in float stay, as asked, the layers whose rounding alone costs most: {alone}")
+        yield f"int8: in float stay, as asked, the layers whose rounding alone costs most: {alone}"
     if feeding := [called(folded, name) for name in floats if name not in kept and name not in unasked]:
-        notes.append(f"int8: in float, too, since these read what they give: {', '.join(feeding)}")
+        yield f"int8: in float, too, since these read what they give: {', '.join(feeding)}"
     if unasked:
-        notes.append(f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}")
-    facts |= {"in_float": floats, "kept": kept} | dataclasses.asdict(scheme)
-    asked = bool(kept) and not unasked
-    return Quantized(network=network, whole=whole, asked=asked, facts=facts, notes=tuple(notes))
+        yield f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}"
 
 
 def allow_floats(gates: Gates, placement: Placement, program: "ExportedProgram", demanded: Scheme | None) -> Gates:
@@ -152,8 +153,32 @@ def allow_floats(gates: Gates, placement: Placement, program: "ExportedProgram",
     return dataclasses.replace(gates, max_fallback=gates.max_fallback + min(asked, floats))
 
 
-def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -> "GraphModule":
-    """`folded` with the trained weights."""
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """The float graph and the ranges that an int8 network is made of, and where they come from."""
+
+    graph: "GraphModule"
+    ranges: "Ranges"
+    scheme: Scheme
+    facts: dict[str, Any]
+    note: str
+
+
+def _calibrated(folded: "GraphModule", source: Source, scheme: Scheme) -> _Start:
+    """`folded` with ranges from clips."""
+    from edgeact.quantize.ranges import observe
+
+    clips, observer = source.clips, source.options.observer
+    assert clips is not None, "opened where nothing was trained"
+    seen = observe(folded, (clip for _, clip in clips), clips.spec, scheme, observer)
+    samples, used = clips.dataset.samples, len(clips.dataset.samples) - len(clips.skipped)
+    facts = {"clips": used, "classes": len({sample.label for sample in samples}), "observer": observer}
+    note = f"int8: ranges from {used} clips of the training part"
+    return _Start(graph=folded, ranges=seen, scheme=scheme, facts=facts, note=note)
+
+
+def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -> _Start:
+    """`folded` with the trained weights and ranges."""
     if not trained.scheme.serves(demanded):
         raise CheckpointError(
             f"the checkpoint was trained under the int8 {trained.scheme}, the target demands {demanded}: train --qat "
@@ -164,30 +189,34 @@ def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -
     if own != {name: tensor.shape for name, tensor in trained.weights.items()}:
         raise CheckpointError("the checkpoint's int8 weights are not those of its network: it is damaged")
     graph.load_state_dict(dict(trained.weights))
-    return graph
+    note = "int8: weights and ranges from quantization-aware training"
+    return _Start(graph=graph, ranges=trained.ranges, scheme=trained.scheme, facts={"trained": True}, note=note)
 
 
 def _partly(
-    folded: "GraphModule", graph: "GraphModule", whole: "GraphModule", ranges: "Ranges", scheme: Scheme, source: Source
+    folded: "GraphModule", start: _Start, whole: "GraphModule", scheme: Scheme, source: Source
 ) -> tuple["GraphModule", dict[str, float]]:
     """The int8 network with its worst layers in float, and these with the SQNR in dB that each alone leaves."""
     from edgeact.quantize import convert
     from edgeact.quantize.layers import int8_layers, rank_layers
 
     assert source.clips is not None, "opened where layers are ranked"
-    spec, keep = source.clips.spec, source.options.keep_float
-    clips = _tensors([clip for _, clip in islice(source.clips, _RANKING_CLIPS)], spec)
-    with progress_bar("ranking layers", len(int8_layers(whole)), source.clips.progress) as step:
-        ranked = rank_layers(graph, whole, clips, step)
-    counts = range(len(ranked) + 1) if keep == "auto" else (keep,)
-    reference = run_model(eager(folded, spec), source.validation) if source.validation else None
-    network, kept = whole, ranked[:0]
-    for count in counts:
-        kept = ranked[:count]
-        network = convert.quantize(graph, ranges, scheme, keep_float=[name for name, _ in kept])
-        if reference is None or _holds(network, reference, source):
-            break
-    return network, dict(kept)
+    spec, step = source.clips.spec, max(1, len(source.clips.dataset.samples) // _RANKING_CLIPS)
+    few = islice(source.clips, 0, _RANKING_CLIPS * step, step)  # they stand class by class
+    clips = _tensors([clip for _, clip in few], spec)
+    with progress_bar("ranking layers", len(int8_layers(whole)), source.clips.progress) as on_layer:
+        ranked = rank_layers(start.graph, whole, clips, on_layer)
+
+    def keep(count: int) -> "GraphModule":
+        return convert.quantize(start.graph, start.ranges, scheme, keep_float=[name for name, _ in ranked[:count]])
+
+    count = source.options.keep_float
+    if count == "auto":
+        assert source.validation is not None, "opened where it decides"
+        reference = run_model(eager(folded, spec), source.validation)
+        # More layers in float lose less, so halving finds the fewest.
+        count = bisect_left(range(len(ranked)), True, key=lambda n: _holds(keep(n), reference, source))
+    return keep(count), dict(ranked[:count])
 
 
 def _holds(network: "GraphModule", reference: Outputs, source: Source) -> bool:

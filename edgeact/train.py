@@ -7,17 +7,16 @@
 Shapes: B clips, K classes; `clip_BCTHW -> logits_BK`.
 """
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeact._qat import QuantizationAware, fingerprint
+from edgeact._qat import QuantizationAware
+from edgeact._training_run import RunFiles, as_untrained, best_epoch, folder_of, identify
 from edgeact.augment import Augmentation
 from edgeact.checkpoint import Checkpoint, save_checkpoint
 from edgeact.clip import ClipSpec
@@ -141,7 +140,7 @@ def train(
         torch.set_num_threads(config.threads)
     if (outputs := check_network(model, spec)) != len(train_set.labels):
         raise InputError(f"the model has {outputs} outputs, the data {len(train_set.labels)} classes")
-    with process_group(device) as (rank, world), _folder_of(out):
+    with process_group(device) as (rank, world), folder_of(out):
         _check_batch(config, train_set, world)
         subject: _Float | QuantizationAware
         if config.qat is None:
@@ -153,8 +152,8 @@ def train(
         module = _channels_last_(subject.module.to(device))
         teacher = subject.teacher if config.qat is not None and config.qat.distill else None
         trainer = Trainer(module, config, device, rank, world, steps, teacher)
-        identity = _identity(name, options, spec, train_set, val_set, config, subject.teacher)
-        files = _Files(out)
+        identity = identify(name, options, spec, train_set, val_set, config, subject.teacher)
+        files = RunFiles(out)
         history = trainer.restore(files.state, identity) if resume else files.start(rank)
         val = [(clip, sample.label) for sample, clip in iter_clips(val_set, spec, cache=cache, workers=config.workers)]
 
@@ -170,19 +169,19 @@ def train(
             if config.qat is not None and epoch == 0:  # what calibration alone gives may stay the best
                 start = trainer.validate(val, spec)
                 if rank == 0:
-                    keep(_untrained(start))
+                    keep(as_untrained(start))
             row = trainer.epoch(epoch, train_set, spec, cache, on_step) | trainer.validate(val, spec)
             history.append(row | {f"{key}_untrained": value for key, value in start.items()})
             if rank > 0:
                 continue
-            if _best(history) is history[-1]:
+            if best_epoch(history) is history[-1]:
                 keep(history[-1])
             trainer.save(files.state, identity, history)
             files.write_metrics(history)
             on_epoch(history[-1])
         if rank == 0:
             files.state.unlink(missing_ok=True)
-        return _best(history)
+        return best_epoch(history)
 
 
 class _Float:
@@ -200,20 +199,6 @@ class _Float:
         return {"state": self.module.state_dict()}
 
 
-@contextlib.contextmanager
-def _folder_of(out: Path) -> Iterator[None]:
-    """Makes the folder of `out`; a run that fails before it wrote anything leaves no empty folder."""
-    made = [folder for folder in out.parents if not folder.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # holds something: stays
-            for folder in made:
-                folder.rmdir()
-        raise
-
-
 def _channels_last_(model: "nn.Module") -> "nn.Module":
     """1.7 times faster to train on a CPU (ir_csn_26, 8x64^2), and what cuDNN's tensor cores take."""
     import torch
@@ -222,39 +207,6 @@ def _channels_last_(model: "nn.Module") -> "nn.Module":
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return model
-
-
-def _untrained(row: Mapping[str, float]) -> dict[str, float]:
-    """What stood before the first epoch, as an epoch."""
-    return {key.removesuffix("_untrained"): value for key, value in row.items()} | {"epoch": -1.0}
-
-
-def _best(history: list[dict[str, float]]) -> dict[str, float]:
-    """The row of the best epoch; of a network that was never better than untrained, what stood before the first."""
-    start = {key: value for key, value in history[0].items() if key.endswith("_untrained")}
-    rows = [*([_untrained(start)] if start else []), *history]
-    return max(rows, key=_score)
-
-
-def _score(row: Mapping[str, float]) -> tuple[float, ...]:
-    """The better epoch has the greater one: that which follows the teacher closest, where there is one."""
-    return row.get("val_sqnr_db", 0.0), row["val_top1"], -row["val_loss"]
-
-
-def _identity(
-    name: str,
-    options: Mapping[str, Any],
-    spec: ClipSpec,
-    train_set: VideoDataset,
-    val_set: VideoDataset,
-    config: TrainConfig,
-    teacher: "nn.Module | None",
-) -> str:
-    """What must be equal for a run to be the same run: resuming another one would give a model nobody trained."""
-    same = dataclasses.asdict(config) | {"workers": None, "threads": None}
-    ids = [[(sample.id, sample.label) for sample in data.samples] for data in (train_set, val_set)]
-    follows = fingerprint(teacher) if teacher is not None else None
-    return json.dumps([name, dict(options), spec.to_dict(), same, train_set.labels, ids, follows], sort_keys=True)
 
 
 def _device(name: str) -> "torch.device":
@@ -275,26 +227,3 @@ def _check_batch(config: TrainConfig, data: VideoDataset, world: int) -> None:
         raise InputError(f"batch_size {config.batch_size} does not divide by the {world} processes")
     if config.batch_size > len(data.samples):
         raise InputError(f"batch_size {config.batch_size} is more than the {len(data.samples)} training clips")
-
-
-class _Files:
-    """What stands beside the checkpoint `out`."""
-
-    def __init__(self, out: Path) -> None:
-        self.state = out.with_name(out.name + ".state")
-        self.metrics = out.with_name(out.name + ".metrics.jsonl")
-
-    def start(self, rank: int) -> list[dict[str, float]]:
-        """The empty history of a new run."""
-        if self.state.exists() and rank == 0:
-            raise InputError(f"{self.state} holds an unfinished run: add --resume to go on, or delete it to start anew")
-        return []
-
-    def write_metrics(self, rows: list[dict[str, float]]) -> None:
-        """One line of JSON per epoch."""
-        partial = self.metrics.with_name(f".{self.metrics.name}.partial")
-        try:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            partial.replace(self.metrics)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ moves data has the scale of its input, so it costs nothing. What is in neither t
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from edgeact.lowering import Conv, default_taps
 from edgeact.lowering.convolution import MOST_STACKED
 from edgeact.quantize.scheme import Scheme
 
-__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted", "moves_data", "value_names"]
+__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted", "moves_data", "observers", "value_names"]
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear"}
 _FUSED = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}  # runtimes clamp as they write int8
@@ -104,6 +104,13 @@ def value_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
             names[node] = f"{op}_{seen[op]}"
             seen[op] += 1
     return names
+
+
+def observers(prepared: fx.GraphModule) -> Iterator[tuple[fx.Node, Any]]:
+    """What torchao put into a `prepared` graph: each value that is quantized, and the module that watches it."""
+    for node in prepared.graph.nodes:
+        if node.op == "call_module":
+            yield node.args[0], prepared.get_submodule(str(node.target))
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]

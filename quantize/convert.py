@@ -16,7 +16,7 @@ from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeact.errors import InputError
-from edgeact.quantize.annotate import SchemeQuantizer, in_float, moves_data, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, in_float, moves_data, observers, value_names
 from edgeact.quantize.ranges import Ranges
 from edgeact.quantize.scheme import Scheme
 
@@ -55,10 +55,7 @@ def _convert(
     """With the weights of `floats` in float; those of them that `read_float` read values that were not rounded."""
     prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, keep_float=floats))
     names = {node.name: name for node, name in value_names(graph).items()}
-    for node in prepared.graph.nodes:
-        if node.op != "call_module":
-            continue
-        watched, observer = node.args[0], prepared.get_submodule(str(node.target))
+    for watched, observer in observers(prepared):
         if watched.op == "get_attr":
             observer(operator.attrgetter(str(watched.target))(prepared).detach())
         elif names[watched.name] in ranges:

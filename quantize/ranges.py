@@ -22,7 +22,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import InputError
-from edgeact.quantize.annotate import SchemeQuantizer, adds_taps, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, adds_taps, observers, value_names
 from edgeact.quantize.scheme import Observer, Scheme
 
 __all__ = ["Ranges", "observe"]
@@ -65,8 +65,7 @@ def observe(
     if not count:
         raise InputError("no clips to calibrate on: int8 takes the range of every activation from real clips")
     names = {node.name: name for node, name in value_names(graph).items()}
-    observers = (node for node in prepared.graph.nodes if node.op == "call_module")
-    watched = [(node.args[0], prepared.get_submodule(str(node.target))) for node in observers]
+    watched = list(observers(prepared))
     pixels = {seen for value, seen in watched if value.op == "placeholder"}  # and what moves them has their observer
     ranges = {}
     for value, seen in watched:

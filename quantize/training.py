@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-from edgeact.quantize.annotate import SchemeQuantizer, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, observers, value_names
 from edgeact.quantize.ranges import Ranges
 from edgeact.quantize.scheme import Scheme
 
@@ -38,11 +38,10 @@ class FakeQuantized(nn.Module):
         self.network: fx.GraphModule = prepare_qat_pt2e(copy.deepcopy(graph), quantizer).requires_grad_(True)
         names = {node.name: name for node, name in value_names(graph).items()}
         self._activations: dict[str, Any] = {}
-        for node in self.network.graph.nodes:
-            if node.op == "call_module" and node.args[0].op != "get_attr":
-                rounding: Any = self.network.get_submodule(str(node.target))
+        for value, rounding in observers(self.network):
+            if value.op != "get_attr":
                 rounding.disable_observer()
-                self._activations[names[node.args[0].name]] = rounding
+                self._activations[names[value.name]] = rounding
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
         """Logits `[B, K]`."""

@@ -51,6 +51,7 @@ def kernels_of(bundle: Bundle) -> dict[str, int]:
 
 
 def test_it_is_small_and_follows_the_simulation(export: Export) -> None:
+    torch.manual_seed(0)
     model = create_model("ir_csn_26", num_classes=12, width=0.5)
     bundle = export(model)
     report = bundle.report()
@@ -70,12 +71,12 @@ def test_it_is_small_and_follows_the_simulation(export: Export) -> None:
     assert sum(convolutions.values()) == sum(isinstance(module, nn.Conv3d) for module in model.modules())
     assert all(name.endswith("_I8") for name in convolutions), convolutions
     assert isinstance(report.numerics, Numerics)
-    assert [rung.name for rung in report.numerics.rungs if rung.step_sqnr_db > 20] == [
+    assert [rung.name for rung in report.numerics.rungs if rung.step_sqnr_db > 15] == [
         "folded",
         "quantized",
         "artifact",
     ]
-    assert any(note.startswith("int8: no layer is below 20 dB") for note in report.notes), report.notes
+    assert sum("20 dB of the float network" in note for note in report.notes) == 1, report.notes
 
 
 def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +94,7 @@ def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytes
 
 
 def test_the_worst_layers_stay_in_float_if_asked(export: Export) -> None:
+    torch.manual_seed(0)
     model = create_model("ir_csn_26", num_classes=12, **OPTIONS)
     whole, kept = export(model, name="a"), export(model, name="b", int8=dataclasses.replace(FEW, keep_float=8))
     facts = kept.manifest["facts"]["quantization"]
@@ -112,10 +114,17 @@ def test_the_worst_layers_stay_in_float_if_asked(export: Export) -> None:
 def test_auto_keeps_as_few_as_the_gates_need(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeact import _quantized
 
-    judged, answers = _quantized._holds, iter([False, False, True])
-    monkeypatch.setattr(_quantized, "_holds", lambda *given: judged(*given) and next(answers))
+    with quiet_torchao():
+        from edgeact.quantize.annotate import in_float
+
+    judged = _quantized._holds
+
+    def holds(network: Any, *rest: Any) -> bool:
+        return judged(network, *rest) and len(in_float(network, Scheme())) >= 3
+
+    monkeypatch.setattr(_quantized, "_holds", holds)
     bundle = export(int8=dataclasses.replace(FEW, keep_float="auto"))
-    assert len(bundle.manifest["facts"]["quantization"]["kept"]) == bundle.manifest["gates"]["max_fallback"] == 2
+    assert len(bundle.manifest["facts"]["quantization"]["kept"]) == bundle.manifest["gates"]["max_fallback"] == 3
 
 
 def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = None, **changed: Any) -> dict[str, float]:

@@ -1,0 +1,61 @@
+"""Which layer int8 loses at: a layer that is hurt on purpose is the one that is named."""
+
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from int8_networks import calibrated
+from torch import fx, nn
+
+from edgeact._capture import fold, quiet_torchao
+from edgeact._quantized import layers_in_words
+from edgeact.clip import ClipSpec, normalize
+from edgeact.quantize.scheme import Scheme
+
+with quiet_torchao():
+    from edgeact.quantize.layers import compare_layers, int8_layers, rank_layers
+
+SPEC = ClipSpec(frames=4, short_side=16, crop_height=16, crop_width=16)
+NAMES = {"conv3d": "0", "conv3d_1": "2", "linear": "6"}
+
+
+@pytest.fixture
+def clips() -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (1, *SPEC.clip_shape), dtype=np.uint8) for _ in range(3)]
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    convolutions = nn.Conv3d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1, groups=8), nn.ReLU()
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+
+
+def hurt(quantized: fx.GraphModule, layer: str) -> None:
+    """Make the int8 weights of `layer` half as large again."""
+    (node,) = (node for node in quantized.graph.nodes if node.name == layer)
+    operator.attrgetter(node.args[1].args[1].target)(quantized).mul_(1.5)
+
+
+@pytest.mark.parametrize("layer", NAMES)
+def test_the_layer_that_is_hurt_is_found(network: nn.Module, clips: list[Any], layer: str) -> None:
+    folded, tensors = fold(network, SPEC), [torch.from_numpy(normalize(clip, SPEC)) for clip in clips]
+    quantized = calibrated(network, clips, SPEC, Scheme())
+    assert int8_layers(quantized) == list(NAMES)
+    assert min(db for _, db in compare_layers(folded, quantized, tensors)) > 25
+    sound = dict(rank_layers(folded, quantized, tensors))
+    words = layers_in_words(folded, quantized, clips, SPEC)
+    assert words.startswith("int8: no layer is below 20 dB of the float network ("), words
+
+    hurt(quantized, layer)
+    compared = compare_layers(folded, quantized, tensors)
+    assert [name for name, _ in compared] == list(NAMES)
+    assert next(name for name, db in compared if db < 20) == layer
+    ranked = rank_layers(folded, quantized, tensors)
+    assert ranked[0][0] == layer
+    assert {name: db for name, db in ranked if name != layer} == {n: db for n, db in sound.items() if n != layer}
+    words = layers_in_words(folded, quantized, clips, SPEC)
+    assert words.startswith(f"int8: the first layer below 20 dB of the float network is {NAMES[layer]} ("), words
