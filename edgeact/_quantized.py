@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
     from edgeact.quantize.ranges import Ranges
 
-__all__ = ["Quantized", "Source", "allow_floats", "layers_in_words", "quantize"]
+__all__ = ["Quantized", "Source", "allow_floats", "quantize"]
 
 _RANKING_CLIPS = 4
-_DIVERGED_DB = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,24 +225,6 @@ def _holds(network: "GraphModule", reference: Outputs, source: Source) -> bool:
     before, truth = reference.logits.argmax(1), reference.truth
     drop_pt = 100 * float(np.mean(before == truth) - np.mean(answers == truth))
     return bool(drop_pt <= source.gates.max_drop_pt and np.mean(answers == before) >= source.gates.min_agreement)
-
-
-def layers_in_words(
-    folded: "GraphModule", network: "GraphModule", clips: Sequence[NDArray[np.uint8]], spec: ClipSpec
-) -> str:
-    """Where in the int8 `network` its noise comes from, in a sentence."""
-    from edgeact.quantize.layers import called, compare_layers
-
-    with quiet_torchao():
-        layers = compare_layers(folded, network, _tensors(clips[:_RANKING_CLIPS], spec))
-    worst, lowest_db = min(layers, key=lambda pair: pair[1])
-    diverged = next(((name, db) for name, db in layers if db < _DIVERGED_DB), None)
-    if diverged is None:
-        return f"int8: no layer is below {_DIVERGED_DB:g} dB of the float network ({called(folded, worst)} is lowest)"
-    return (
-        f"int8: the first layer below {_DIVERGED_DB:g} dB of the float network is {called(folded, diverged[0])} "
-        f"({diverged[1]:.1f} dB), the lowest is {called(folded, worst)} ({lowest_db:.1f} dB)"
-    )
 
 
 def _tensors(clips: Sequence[NDArray[np.uint8]], spec: ClipSpec) -> list["torch.Tensor"]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
-from edgeact._quantized import Source, allow_floats, layers_in_words, quantize
+from edgeact._layers import layers_in_words
+from edgeact._quantized import Source, allow_floats, quantize
 from edgeact._records import Job, bundle_name, data_notes, default_name, make_manifest, make_report
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
@@ -150,13 +151,12 @@ def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], not
     reference = _run_reference(job)
     shown = clips_of(job.evaluation, spread(reference.samples))
     clip = shown[0][1]
-    network = fold(job.model, job.spec)
+    network = folded = fold(job.model, job.spec)
     rungs = [("folded", run_model(eager(network, job.spec), shown).logits)]
     int8 = None
     if job.int8 is not None:
         int8 = quantize(network, job.int8, job.target.scheme)
-        where = layers_in_words(network, int8.network, [clip for _, clip in shown], job.spec)
-        network, notes, facts = int8.network, (*int8.notes, where, *notes), {**facts, "quantization": int8.facts}
+        network, facts = int8.network, {**facts, "quantization": int8.facts}
         rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":
@@ -165,6 +165,9 @@ def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], not
     files = sorted(file.name for file in folder.iterdir())
     runner = load_runner(job.target.runtime, folder, job.spec, job.threads)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
+    if int8 is not None:
+        where = layers_in_words(folded, network, runner, [clip for _, clip in shown], job.spec)
+        notes = (*int8.notes, *where, *notes)
     if int8 is not None and int8.asked:
         job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), program, job.target.scheme))
         notes = (_cost_of_floats(job, int8.whole, runner, clip), *notes)

@@ -77,6 +77,8 @@ def test_it_is_small_and_follows_the_simulation(export: Export) -> None:
         "artifact",
     ]
     assert sum("20 dB of the float network" in note for note in report.notes) == 1, report.notes
+    (note,) = (note for note in report.notes if "of the simulation, in the artifact" in note)
+    assert note.startswith("int8: no layer is below 20 dB") or "layer4" in note, "roundings add up"
 
 
 def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:

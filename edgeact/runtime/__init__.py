@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,9 @@ class Runner(Protocol):
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 `clip_BTHWC` with B=1 to float32 `logits_BK`."""
+
+    def layers(self, clip: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """Results of the convolutions, then of the linear layers; none where the runtime does not give them."""
 
     def placement(self) -> Placement:
         """Where each compute op runs."""

@@ -86,6 +86,10 @@ class Runner:
             raise ToolchainError(f"ExecuTorch cannot run this model: {str(exc).splitlines()[0]}") from exc
         return logits
 
+    def layers(self, clip: NDArray[np.uint8]) -> tuple[()]:
+        """None: the backend computes the whole network in one op."""
+        return ()
+
     def placement(self) -> Placement:
         """What the backend took, as the compiler wrote it down; it is fixed when the program is compiled."""
         name = {"xnnpack": "XNNPACK", "vulkan": "Vulkan"}[self._backend]

@@ -72,6 +72,10 @@ class Runner:
         logits: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
         return logits
 
+    def layers(self, clip: NDArray[np.uint8]) -> tuple[()]:
+        """None: XNNPACK computes the whole network in one op."""
+        return ()
+
     def placement(self) -> Placement:
         """Which ops XNNPACK took: those that the outputs need and no delegate computes are outside.
 

@@ -1,7 +1,10 @@
 """Runs an OpenVINO bundle on the CPU. Imports numpy and openvino, nothing else."""
 
 import os
+import re
 from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,10 @@ MODULES = ("openvino",)  # one of them must be installed
 
 # Layers of the runtime model (`layerType`) that compute: one of them on a reference kernel is a fallback.
 _WEIGHTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+# What the frontend calls the results of convolutions and linear layers: the first has no number.
+_LAYER = re.compile(r"(convolution|linear)(?:_(\d+))?:0")
+_LAYERS_BYTES = 1 << 30  # of results that are held at a time
+
 _COMPUTE = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Pooling", "Reduce", "Eltwise", "Subgraph"}
 
 
@@ -44,17 +51,17 @@ class Runner:
         self.threads = threads or os.cpu_count() or 1
         self.version = str(ov.get_version()).partition("-")[0]  # without the build's hash
         self._tensor = ov.Tensor
-        config = {
+        self._config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(self.threads),
             "INFERENCE_PRECISION_HINT": "f32",  # without it bf16 may be chosen where the CPU has it
         }
         try:
-            core = ov.Core()
-            model = core.read_model(folder / "model.xml")
+            self._core, self._file = ov.Core(), folder / "model.xml"
+            model = self._core.read_model(self._file)
             self._int8 = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-            self._compiled = core.compile_model(model, "CPU", config)
+            self._compiled = self._core.compile_model(model, "CPU", self._config)
         except RuntimeError as exc:
             reason = str(exc).strip().rpartition("\n")[2]
             raise ToolchainError(f"OpenVINO cannot load {folder / 'model.xml'}: {reason}") from exc
@@ -68,6 +75,29 @@ class Runner:
         self._request.set_input_tensor(0, self._tensor(clip, shared_memory=True))
         self._request.infer()
         return np.array(self._logits)
+
+    def layers(self, clip: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """Results of the convolutions, then of the linear layers, each in the network's order.
+
+        OpenVINO is asked for them by outputs that are added to the model, so an activation that it fuses with a layer
+        is apart from it here.
+        """
+        names = [name for op in self._core.read_model(self._file).get_ops() for name in _result_names(op)]
+        found = [(match[1], int(match[2] or 0), name) for name in names if (match := _LAYER.fullmatch(name))]
+        batches = self._batches([name for _, _, name in sorted(found)])
+        for batch in batches:
+            model = self._core.read_model(self._file)
+            model.add_outputs(batch)
+            results = self._core.compile_model(model, "CPU", self._config)([clip])
+            yield from (np.asarray(results[name]) for name in batch)
+
+    def _batches(self, names: list[str]) -> list[list[str]]:
+        """`names` in order, parted so that the results of each part can be held."""
+        model, total, parts = self._core.read_model(self._file), 0, []
+        for name, output in zip(names, model.add_outputs(names), strict=True):
+            total += 4 * int(np.prod(list(output.get_shape())))
+            parts.append((total // _LAYERS_BYTES, name))
+        return [[name for _, name in part] for _, part in groupby(parts, lambda pair: pair[0])]
 
     def placement(self) -> Placement:
         """Which kernel runs each compute op, read from the compiled model.
@@ -92,3 +122,7 @@ class Runner:
             kind="measured",
             kernels=dict(kernels.most_common()),
         )
+
+
+def _result_names(op: Any) -> set[str]:
+    return {name for output in op.outputs() for name in output.get_names()}

@@ -10,12 +10,12 @@ from int8_networks import calibrated
 from torch import fx, nn
 
 from edgeact._capture import fold, quiet_torchao
-from edgeact._quantized import layers_in_words
+from edgeact._layers import layers_in_words
 from edgeact.clip import ClipSpec, normalize
 from edgeact.quantize.scheme import Scheme
 
 with quiet_torchao():
-    from edgeact.quantize.layers import compare_layers, int8_layers, rank_layers
+    from edgeact.quantize.layers import compare_layers, int8_layers, layer_outputs, rank_layers
 
 SPEC = ClipSpec(frames=4, short_side=16, crop_height=16, crop_width=16)
 NAMES = {"conv3d": "0", "conv3d_1": "2", "linear": "6"}
@@ -40,22 +40,49 @@ def hurt(quantized: fx.GraphModule, layer: str) -> None:
     operator.attrgetter(node.args[1].args[1].target)(quantized).mul_(1.5)
 
 
+class Runs:
+    """A runtime that shows the layers of `graph`, or none."""
+
+    def __init__(self, graph: fx.GraphModule | None) -> None:
+        self.graph = graph
+
+    def layers(self, clip: Any) -> list[Any]:
+        """The small results of one clip are not sampled."""
+        tensors = [torch.from_numpy(normalize(clip, SPEC))]
+        return list(layer_outputs(self.graph, tensors).values()) if self.graph is not None else []
+
+
+def compare(folded: fx.GraphModule, quantized: fx.GraphModule, clips: list[Any]) -> dict[str, float]:
+    tensors = [torch.from_numpy(normalize(clip, SPEC)) for clip in clips]
+    return dict(compare_layers(layer_outputs(folded, tensors), layer_outputs(quantized, tensors)))
+
+
 @pytest.mark.parametrize("layer", NAMES)
 def test_the_layer_that_is_hurt_is_found(network: nn.Module, clips: list[Any], layer: str) -> None:
     folded, tensors = fold(network, SPEC), [torch.from_numpy(normalize(clip, SPEC)) for clip in clips]
-    quantized = calibrated(network, clips, SPEC, Scheme())
-    assert int8_layers(quantized) == list(NAMES)
-    assert min(db for _, db in compare_layers(folded, quantized, tensors)) > 25
-    sound = dict(rank_layers(folded, quantized, tensors))
-    words = layers_in_words(folded, quantized, clips, SPEC)
-    assert words.startswith("int8: no layer is below 20 dB of the float network ("), words
-
+    sound, quantized = (calibrated(network, clips, SPEC, Scheme()) for _ in range(2))
     hurt(quantized, layer)
-    compared = compare_layers(folded, quantized, tensors)
-    assert [name for name, _ in compared] == list(NAMES)
-    assert next(name for name, db in compared if db < 20) == layer
-    ranked = rank_layers(folded, quantized, tensors)
+    assert int8_layers(quantized) == list(NAMES)
+    assert min(compare(folded, sound, clips).values()) > 25
+    compared = compare(folded, quantized, clips)
+    assert list(compared) == list(NAMES)
+    assert next(name for name, db in compared.items() if db < 20) == layer
+    before, ranked = dict(rank_layers(folded, sound, tensors)), rank_layers(folded, quantized, tensors)
     assert ranked[0][0] == layer
-    assert {name: db for name, db in ranked if name != layer} == {n: db for n, db in sound.items() if n != layer}
-    words = layers_in_words(folded, quantized, clips, SPEC)
+    assert all(db == before[name] for name, db in ranked if name != layer)
+
+
+@pytest.mark.parametrize("layer", NAMES)
+def test_it_is_said_in_words(network: nn.Module, clips: list[Any], layer: str) -> None:
+    folded = fold(network, SPEC)
+    sound, quantized = (calibrated(network, clips, SPEC, Scheme()) for _ in range(2))
+    hurt(quantized, layer)
+    (words,) = layers_in_words(folded, sound, Runs(None), clips, SPEC)
+    assert words.startswith("int8: no layer is below 20 dB of the float network ("), words
+    (words,) = layers_in_words(folded, quantized, Runs(None), clips, SPEC)
     assert words.startswith(f"int8: the first layer below 20 dB of the float network is {NAMES[layer]} ("), words
+    assert list(layers_in_words(folded, sound, Runs(sound), clips, SPEC))[1] == (
+        "int8: no layer is below 20 dB of the simulation, in the artifact (0 is lowest)"
+    )
+    *_, words = layers_in_words(folded, sound, Runs(quantized), clips, SPEC)
+    assert words.startswith(f"int8: the first layer below 20 dB of the simulation, in the artifact is {NAMES[layer]} (")
