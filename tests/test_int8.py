@@ -20,7 +20,7 @@ from edgeact.clip import ClipSpec
 from edgeact.data import open_dataset
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
 from edgeact.models import create_model
-from edgeact.numerics import Numerics
+from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, Placement
 from edgeact.quantize.options import Int8
 from edgeact.quantize.scheme import Scheme
@@ -50,7 +50,7 @@ def kernels_of(bundle: Bundle) -> dict[str, int]:
     return placement.kernels
 
 
-def test_it_is_small_and_follows_the_simulation(export: Export) -> None:
+def test_it_is_small_and_follows_the_simulation(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = create_model("ir_csn_26", num_classes=12, width=0.5)
     bundle = export(model)
@@ -79,6 +79,13 @@ def test_it_is_small_and_follows_the_simulation(export: Export) -> None:
     assert sum("20 dB of the float network" in note for note in report.notes) == 1, report.notes
     (note,) = (note for note in report.notes if "of the simulation, in the artifact" in note)
     assert note.startswith("int8: no layer is below 20 dB") or "layer4" in note, "roundings add up"
+
+    runner, clip = edgeact.load(bundle).runner, np.load(bundle.path / "golden" / "clip_0.npy")[None]
+    together = list(runner.layers(clip))
+    assert len(together) == sum(convolutions.values()) + 1
+    monkeypatch.setattr("edgeact.runtime.openvino._LAYERS_BYTES", sum(values.nbytes for values in together) // 3)
+    apart = list(runner.layers(clip))  # other outputs are fused otherwise: roundings differ
+    assert min(compare_outputs(*pair)[0] for pair in zip(together, apart, strict=True)) > 10
 
 
 def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
