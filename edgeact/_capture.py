@@ -158,7 +158,20 @@ def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False) -> "Gra
     with _export_errors(), torch.no_grad():
         graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
         fold_batch_norm(graph)
+    _drop_whole_slices(graph)
     return graph
+
+
+def _drop_whole_slices(graph: "GraphModule") -> None:
+    """`x[:]` is `x`: torch.export writes it as an alias or, of a free batch, as a slice of all there is."""
+    import torch
+
+    for node in list(graph.graph.nodes):
+        whole = node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, sys.maxsize)
+        if whole or node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def behind_uint8(network: "GraphModule", spec: ClipSpec) -> "ExportedProgram":

@@ -197,4 +197,5 @@ def _is_fused(node: fx.Node) -> bool:
 
 
 def _is_float(node: fx.Node) -> bool:
-    return node.op != "get_attr" and node.meta["val"].dtype == torch.float32
+    value = node.meta["val"]  # of a free batch, sizes are computed in the graph, too
+    return node.op != "get_attr" and isinstance(value, torch.Tensor) and value.dtype == torch.float32
