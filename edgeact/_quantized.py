@@ -62,7 +62,9 @@ class Source:
             InputError: `data` lacks one, or int8 was trained for another ClipSpec.
         """
         if options.trained is not None and options.trained.spec != spec:
-            raise InputError(f"int8 was trained for {options.trained.spec}, not for {spec}: keep the checkpoint's")
+            own, given = options.trained.spec.to_dict(), spec.to_dict()
+            other = ", ".join(f"{name} {own[name]}, not {given[name]}" for name in own if own[name] != given[name])
+            raise InputError(f"int8 was trained for {other}: keep the checkpoint's")
         clips = validation = None
         if options.trained is None or options.keep_float:
             clips = EvaluationSet.for_calibration(data, spec, clips=options.calibration_clips, **how)

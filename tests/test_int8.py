@@ -235,7 +235,7 @@ def test_what_int8_refuses(checkpoint: Path, export: Export, tiny_spec: ClipSpec
     quantized = load_checkpoint(checkpoint).quantized
     assert quantized is not None
     other = dataclasses.replace(quantized, spec=dataclasses.replace(tiny_spec, frames=8))
-    with pytest.raises(InputError, match=r"int8 was trained for ClipSpec\(frames=8.* not for ClipSpec\(frames=4"):
+    with pytest.raises(InputError, match="int8 was trained for frames 8, not 4"):
         export(float_network(), int8=Int8(trained=other))
     affine = dataclasses.replace(quantized, scheme=Scheme())
     with pytest.raises(

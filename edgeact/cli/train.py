@@ -79,7 +79,6 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
         raise InputError("--train-per-class sizes the synthetic set: it goes with --data motion")
     if Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: give the file to write, as {Path(out) / 'model.safetensors'}")
-    root = motion_set(train_per_class=size or 240, progress=not quiet) if data == MOTION else Path(data)
     network = find_network(
         name=model,
         checkpoint=followed or checkpoint,
@@ -91,6 +90,7 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
     )
     if followed is not None:
         _check_followed(network, followed)
+    root = motion_set(train_per_class=size or 240, progress=not quiet) if data == MOTION else Path(data)
     with _progress(config.epochs, quiet) as (on_epoch, on_step):
         best = train(
             network.model,
