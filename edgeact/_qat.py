@@ -9,6 +9,7 @@ Taking the ranges anew from the same clips, instead of averaging them over batch
 and holds the partial sums that the volumetric graph never computes (`edgeact.quantize.ranges`).
 """
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class QuantizationAware:
         self, model: "nn.Module", spec: ClipSpec, config: "QatConfig", clips: EvaluationSet, device: "torch.device"
     ) -> None:
         self._spec, self._config, self._clips, self._device = spec, config, clips, device
-        self._float = fold(model, spec)
+        self._float = fold(copy.deepcopy(model), spec)  # takes the weights that are trained: the teacher keeps its own
         with quiet_torchao():
             try:
                 from edgeact.quantize.training import FakeQuantized

@@ -136,12 +136,17 @@ def test_auto_keeps_as_few_as_the_gates_need(export: Export, monkeypatch: pytest
     assert len(bundle.manifest["facts"]["quantization"]["kept"]) == bundle.manifest["gates"]["max_fallback"] == 3
 
 
-def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = None, **changed: Any) -> dict[str, float]:
+def float_network() -> nn.Module:
     torch.manual_seed(0)
-    qat = QatConfig(calibration_clips=12) if scheme is None else QatConfig(calibration_clips=12, scheme=scheme)
+    return create_model("ir_csn_26", num_classes=12, **OPTIONS).eval()
+
+
+def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = None, **changed: Any) -> dict[str, float]:
+    model = float_network()
+    qat = QatConfig(calibration_clips=12, freeze_after=1.0, **{"scheme": scheme} if scheme else {})
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "threads": 1, "lr": 1e-3, "qat": qat}
-    return train(
-        create_model("ir_csn_26", num_classes=12, **OPTIONS).eval(),
+    best = train(
+        model,
         name="ir_csn_26",
         options=OPTIONS,
         spec=spec,
@@ -152,6 +157,9 @@ def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = Non
         cache=None,
         **changed,
     )
+    for name, tensor in float_network().state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=0, msg=f"{name}: the teacher learnt")
+    return best
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +167,6 @@ def checkpoint(videos: Path, tiny_spec: ClipSpec, tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("qat") / "model.safetensors"
     trained(videos, tiny_spec, out)
     return out
-
-
-def float_network() -> nn.Module:
-    torch.manual_seed(0)
-    return create_model("ir_csn_26", num_classes=12, **OPTIONS).eval()
 
 
 def test_training_leaves_the_float_network_and_an_int8_one(checkpoint: Path) -> None:
