@@ -40,7 +40,8 @@ class QatConfig:
         scheme: The int8 rule; `PORTABLE` serves every target.
         distill: Share of the loss that follows the float network's logits: the noise in them over their power, which is
             what SQNR measures. The rest is the cross-entropy with the labels.
-        calibration_clips: Clips of the training part that give activations their ranges, even over the classes.
+        calibration_clips: Clips of the training part that give activations their ranges, even over the classes, at
+            least one of each.
         freeze_after: Share of the epochs after which the ranges stay as they are.
     """
 
@@ -146,7 +147,8 @@ def train(
         if config.qat is None:
             subject = _Float(synchronize_batch_norm_(model, device) if world > 1 else model)
         else:
-            clips = EvaluationSet(balanced(train_set, config.qat.calibration_clips), spec, cache=cache)
+            count = max(config.qat.calibration_clips, len(train_set.labels))
+            clips = EvaluationSet(balanced(train_set, count), spec, cache=cache)
             subject = QuantizationAware(model, spec, config.qat, clips, device)
         steps = len(train_set.samples) // config.batch_size
         module = _channels_last_(subject.module.to(device))

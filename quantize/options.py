@@ -15,7 +15,8 @@ class Int8:
     """How an int8 network is made.
 
     Attributes:
-        calibration_clips: Clips of the training part that give activations their ranges, even over the classes.
+        calibration_clips: Clips of the training part that give activations their ranges, even over the classes, at
+            least one of each.
         observer: How a range follows from them: min-max, percentile or mse.
         keep_float: How many layers stay in float, those whose rounding costs most; "auto" takes as few as the gates on
             accuracy need on the validation part.
