@@ -1,4 +1,4 @@
-"""Which layer loses first, in words: of int8 against float, and of the artifact against the simulation of int8."""
+"""Where int8 loses, in words: at which rung, and from which layer on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -8,15 +8,35 @@ from numpy.typing import NDArray
 
 from edgeact._capture import quiet_torchao
 from edgeact.clip import ClipSpec, normalize
+from edgeact.numerics import Numerics
 from edgeact.runtime import Runner
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-__all__ = ["layers_in_words"]
+__all__ = ["layers_in_words", "rungs_in_words"]
 
 _CLIPS = 4
 _DIVERGED_DB = 20.0
+_CAUSES = {
+    "folded": "folding BatchNorm",
+    "quantized": "int8 itself, as simulated",
+    "lowered": "the 2-D form, which rounds sums of taps",
+    "artifact": "the runtime, which rounds its own way",
+}
+
+
+def rungs_in_words(numerics: Numerics) -> str:
+    """Which step down the ladder adds most noise, and which changes answers."""
+    first, second, *_ = sorted(numerics.rungs, key=lambda rung: rung.step_sqnr_db)
+    before = [1.0, *(rung.agreement for rung in numerics.rungs)]
+    falls = [(high - rung.agreement, rung.name) for high, rung in zip(before, numerics.rungs, strict=False)]
+    fall, where = max(falls)
+    answers = f"agreement falls most at {where}, by {100 * fall:.1f} points" if fall > 0 else "no answer changes"
+    return (
+        f"int8: most noise comes from {_CAUSES[first.name]}: {first.name} is {first.step_sqnr_db:.1f} dB from the rung "
+        f"before, then {second.name} with {second.step_sqnr_db:.1f} dB; on the ladder's clips {answers}"
+    )
 
 
 def layers_in_words(

@@ -10,8 +10,9 @@ from int8_networks import calibrated
 from torch import fx, nn
 
 from edgeact._capture import fold, quiet_torchao
-from edgeact._layers import layers_in_words
+from edgeact._layers import layers_in_words, rungs_in_words
 from edgeact.clip import ClipSpec, normalize
+from edgeact.numerics import ladder
 from edgeact.quantize.scheme import Scheme
 
 with quiet_torchao():
@@ -86,3 +87,17 @@ def test_it_is_said_in_words(network: nn.Module, clips: list[Any], layer: str) -
     )
     *_, words = layers_in_words(folded, sound, Runs(quantized), clips, SPEC)
     assert words.startswith(f"int8: the first layer below 20 dB of the simulation, in the artifact is {NAMES[layer]} (")
+
+
+def test_the_rung_that_loses_is_named() -> None:
+    fp32 = np.eye(4, 3, dtype=np.float32) + 1
+    int8 = fp32 + 0.01 * np.array([1, -1, 1], np.float32)
+    wrong = int8[:, ::-1]
+    steps = [("fp32", fp32), ("folded", fp32 + 1e-6), ("quantized", int8)]
+    assert rungs_in_words(ladder([*steps, ("artifact", int8 + 1e-4)])) == (
+        "int8: most noise comes from int8 itself, as simulated: quantized is 42.4 dB from the rung before, then "
+        "artifact with 82.5 dB; on the ladder's clips no answer changes"
+    )
+    words = rungs_in_words(ladder([*steps, ("artifact", wrong)]))
+    assert words.startswith("int8: most noise comes from the runtime, which rounds its own way: artifact is "), words
+    assert words.endswith("on the ladder's clips agreement falls most at artifact, by 75.0 points"), words
