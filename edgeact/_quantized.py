@@ -8,13 +8,12 @@ folded rung  └── weights and ranges of the checkpoint ───┘   quant
 import copy
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeact._capture import eager, quiet_torchao
 from edgeact._progress import progress_bar
@@ -27,7 +26,6 @@ from edgeact.quantize.scheme import Scheme
 from edgeact.quantize.state import QuantizedState
 
 if TYPE_CHECKING:
-    import torch
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
@@ -198,13 +196,15 @@ def _partly(
     folded: "GraphModule", start: _Start, whole: "GraphModule", scheme: Scheme, source: Source
 ) -> tuple["GraphModule", dict[str, float]]:
     """The int8 network with its worst layers in float, and these with the SQNR in dB that each alone leaves."""
+    import torch
+
     from edgeact.quantize import convert
     from edgeact.quantize.layers import int8_layers, rank_layers
 
     assert source.clips is not None, "opened where layers are ranked"
     spec, step = source.clips.spec, max(1, len(source.clips.dataset.samples) // _RANKING_CLIPS)
     few = islice(source.clips, 0, _RANKING_CLIPS * step, step)  # they stand class by class
-    clips = _tensors([clip for _, clip in few], spec)
+    clips = [torch.from_numpy(normalize(clip, spec)) for _, clip in few]
     with progress_bar("ranking layers", len(int8_layers(whole)), source.clips.progress) as on_layer:
         ranked = rank_layers(start.graph, whole, clips, on_layer)
 
@@ -227,9 +227,3 @@ def _holds(network: "GraphModule", reference: Outputs, source: Source) -> bool:
     before, truth = reference.logits.argmax(1), reference.truth
     drop_pt = 100 * float(np.mean(before == truth) - np.mean(answers == truth))
     return bool(drop_pt <= source.gates.max_drop_pt and np.mean(answers == before) >= source.gates.min_agreement)
-
-
-def _tensors(clips: Sequence[NDArray[np.uint8]], spec: ClipSpec) -> list["torch.Tensor"]:
-    import torch
-
-    return [torch.from_numpy(normalize(clip, spec)) for clip in clips]
