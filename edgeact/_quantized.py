@@ -8,7 +8,7 @@ folded rung  └── weights and ranges of the checkpoint ───┘   quant
 import copy
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy as np
 from edgeact._capture import eager, quiet_torchao
 from edgeact._progress import progress_bar
 from edgeact.clip import ClipSpec, normalize
-from edgeact.errors import CheckpointError, InputError, MissingDependencyError
+from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
 from edgeact.evaluate import EvaluationSet, Outputs, run_model
 from edgeact.parity import IN_FLOAT, Gates, Placement
 from edgeact.quantize.options import Int8
@@ -64,7 +64,7 @@ class Source:
             other = ", ".join(f"{name} {own[name]}, not {given[name]}" for name in own if own[name] != given[name])
             raise InputError(f"int8 was trained for {other}: keep the checkpoint's")
         clips = validation = None
-        if options.trained is None or options.keep_float:
+        if options.trained is None or options.ranks_layers:
             clips = EvaluationSet.for_calibration(data, spec, clips=options.calibration_clips, **how)
         if options.keep_float == "auto":
             validation = EvaluationSet.for_calibration(data, spec, split="val", **how)
@@ -100,6 +100,7 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
 
     Raises:
         InputError: The clips cannot calibrate it; see `observe`.
+        UnknownNameError: A layer to keep in float that it does not have, or not in int8.
         CheckpointError: What was trained does not serve the target, or is of another network.
         MissingDependencyError: torchao is not installed.
     """
@@ -114,7 +115,7 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
         start = _calibrated(folded, source, demanded) if trained is None else _trained(folded, trained, demanded)
         scheme = dataclasses.replace(start.scheme, partial_sums=demanded.partial_sums)
         whole = network = convert.quantize(start.graph, start.ranges, scheme)
-        kept: dict[str, float] = {}
+        kept: Mapping[str, float | None] = {}
         if source.options.keep_float:
             network, kept = _partly(folded, start, whole, scheme, source)
         floats, unasked = in_float(network, scheme), in_float(whole, scheme)
@@ -128,14 +129,16 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
 
 
 def _floats_in_words(
-    folded: "GraphModule", floats: list[str], kept: dict[str, float], unasked: list[str]
+    folded: "GraphModule", floats: list[str], kept: Mapping[str, float | None], unasked: list[str]
 ) -> Iterator[str]:
     """Why which layers stay in float."""
     from edgeact.quantize.layers import called
 
-    if kept:
-        alone = ", ".join(f"{called(folded, name)} ({db:.1f} dB)" for name, db in kept.items())
-        yield f"int8: in float stay, as asked, the layers whose rounding alone costs most: {alone}"
+    found = [f"{called(folded, name)} ({db:.1f} dB)" for name, db in kept.items() if db is not None]
+    if found:
+        yield f"int8: in float stay, as asked, the layers whose rounding alone costs most: {', '.join(found)}"
+    elif kept:
+        yield f"int8: in float stay, as asked, {', '.join(called(folded, name) for name in kept)}"
     if feeding := [called(folded, name) for name in floats if name not in kept and name not in unasked]:
         yield f"int8: in float, too, since these read what they give: {', '.join(feeding)}"
     if unasked:
@@ -194,11 +197,34 @@ def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -
 
 def _partly(
     folded: "GraphModule", start: _Start, whole: "GraphModule", scheme: Scheme, source: Source
-) -> tuple["GraphModule", dict[str, float]]:
-    """The int8 network with its worst layers in float, and these with the SQNR in dB that each alone leaves."""
+) -> tuple["GraphModule", Mapping[str, float | None]]:
+    """The int8 network with its worst layers in float, and these with the SQNR in dB that each alone leaves.
+
+    Or with those that were named, and None.
+    """
+    from edgeact.quantize import convert
+
+    def keep(layers: Collection[str]) -> "GraphModule":
+        return convert.quantize(start.graph, start.ranges, scheme, keep_float=layers)
+
+    asked = source.options.keep_float
+    if isinstance(asked, tuple):
+        named = _named(folded, whole, asked)
+        return keep(named), dict.fromkeys(named)
+    ranked = dict(_ranked(start, whole, source))
+    layers = list(ranked)
+    if asked == "auto":
+        assert source.validation is not None, "opened where it decides"
+        reference = run_model(eager(folded, source.validation.spec), source.validation)
+        # More layers in float lose less, so halving finds the fewest.
+        asked = bisect_left(range(len(layers)), True, key=lambda n: _holds(keep(layers[:n]), reference, source))
+    return keep(layers[:asked]), {name: ranked[name] for name in layers[:asked]}
+
+
+def _ranked(start: _Start, whole: "GraphModule", source: Source) -> list[tuple[str, float]]:
+    """The int8 layers with the SQNR in dB that each alone leaves, the worst first."""
     import torch
 
-    from edgeact.quantize import convert
     from edgeact.quantize.layers import int8_layers, rank_layers
 
     assert source.clips is not None, "opened where layers are ranked"
@@ -206,18 +232,17 @@ def _partly(
     few = islice(source.clips, 0, _RANKING_CLIPS * step, step)  # they stand class by class
     clips = [torch.from_numpy(normalize(clip, spec)) for _, clip in few]
     with progress_bar("ranking layers", len(int8_layers(whole)), source.clips.progress) as on_layer:
-        ranked = rank_layers(start.graph, whole, clips, on_layer)
+        return rank_layers(start.graph, whole, clips, on_layer)
 
-    def keep(count: int) -> "GraphModule":
-        return convert.quantize(start.graph, start.ranges, scheme, keep_float=[name for name, _ in ranked[:count]])
 
-    count = source.options.keep_float
-    if count == "auto":
-        assert source.validation is not None, "opened where it decides"
-        reference = run_model(eager(folded, spec), source.validation)
-        # More layers in float lose less, so halving finds the fewest.
-        count = bisect_left(range(len(ranked)), True, key=lambda n: _holds(keep(n), reference, source))
-    return keep(count), dict(ranked[:count])
+def _named(folded: "GraphModule", whole: "GraphModule", asked: Collection[str]) -> list[str]:
+    """The int8 layers that the network calls `asked`."""
+    from edgeact.quantize.layers import called, int8_layers
+
+    names = {layer: called(folded, layer) for layer in int8_layers(whole)}
+    for name in set(asked).difference(names.values()):
+        raise UnknownNameError("int8 layer", name, names.values())
+    return [layer for layer, name in names.items() if name in asked]
 
 
 def _holds(network: "GraphModule", reference: Outputs, source: Source) -> bool:

@@ -19,13 +19,13 @@ class Int8:
             least one of each.
         observer: How a range follows from them: min-max, percentile or mse.
         keep_float: How many layers stay in float, those whose rounding costs most; "auto" takes as few as the gates on
-            accuracy need on the validation part.
+            accuracy need on the validation part; or the layers themselves, as the network calls its modules.
         trained: What quantization-aware training left of the network (`Checkpoint.quantized`): nothing is calibrated.
     """
 
     calibration_clips: int = 64
     observer: Observer = "min-max"
-    keep_float: int | Literal["auto"] = 0
+    keep_float: int | Literal["auto"] | tuple[str, ...] = 0
     trained: QuantizedState | None = None
 
     def __post_init__(self) -> None:
@@ -33,5 +33,10 @@ class Int8:
             raise UnknownNameError("observer", self.observer, OBSERVERS)
         if self.calibration_clips < 1:
             raise InputError(f"calibration_clips is {self.calibration_clips}: int8 needs at least 1")
-        if self.keep_float != "auto" and self.keep_float < 0:
-            raise InputError(f"keep_float is {self.keep_float}: it is a number of layers, or 'auto'")
+        if isinstance(self.keep_float, int) and self.keep_float < 0:
+            raise InputError(f"keep_float is {self.keep_float}: it is a number of layers, 'auto', or names of layers")
+
+    @property
+    def ranks_layers(self) -> bool:
+        """Whether layers stay in float that have to be found first."""
+        return bool(self.keep_float) and not isinstance(self.keep_float, tuple)

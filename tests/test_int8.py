@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgeact
 from edgeact._capture import quiet_torchao
@@ -118,6 +118,29 @@ def test_the_worst_layers_stay_in_float_if_asked(export: Export) -> None:
     assert kept.manifest["gates"]["max_fallback"] == 8
     assert sum(count for name, count in kernels_of(kept).items() if name.endswith("_f32")) >= 8
     assert any("ms with these layers in float" in note for note in kept.report().notes)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU())
+        self.fc = nn.Linear(8, 12)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.stem(clip).mean((2, 3, 4)))
+        return out
+
+
+def test_layers_stay_in_float_by_name(export: Export) -> None:
+    bundle = export(Small(), int8=dataclasses.replace(FEW, keep_float=("stem.0",)))
+    report = bundle.report()
+    assert report.held, report.failures
+    assert bundle.manifest["facts"]["quantization"]["kept"] == {"conv3d": None}, "named, not ranked"
+    assert bundle.manifest["facts"]["quantization"]["in_float"] == ["conv3d"]
+    assert "int8: in float stay, as asked, stem.0" in report.notes
+    with pytest.raises(UnknownNameError, match=r"layer 'stem': did you mean 'stem.0'\? allowed: fc, stem.0"):
+        export(Small(), int8=dataclasses.replace(FEW, keep_float=("fc", "stem")))
 
 
 def test_auto_keeps_as_few_as_the_gates_need(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +278,7 @@ def test_what_int8_refuses(checkpoint: Path, export: Export, tiny_spec: ClipSpec
         export(precision="fp32")
     with pytest.raises(InputError, match="calibration_clips is 0: int8 needs at least 1"):
         Int8(calibration_clips=0)
-    with pytest.raises(InputError, match="keep_float is -1: it is a number of layers, or 'auto'"):
+    with pytest.raises(InputError, match="keep_float is -1: it is a number of layers, 'auto', or names of layers"):
         Int8(keep_float=-1)
     with pytest.raises(UnknownNameError, match="unknown observer 'minmax': did you mean 'min-max'"):
         Int8(observer="minmax")

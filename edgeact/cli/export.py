@@ -40,9 +40,9 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 )
 @click.option(
     "--keep-float",
-    metavar="N|auto",
+    metavar="N|auto|LAYER,…",
     help="Of int8: leave the N layers whose rounding costs most in float; auto takes as few as --max-drop and "
-    "--min-agreement need on the validation clips.",
+    "--min-agreement need on the validation clips; or name them, as stem,fc.",
 )
 @click.option("--observer", help="How a range follows from the clips: min-max, percentile, mse.  [default: min-max]")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
@@ -122,7 +122,5 @@ def _int8(given: dict[str, Any], precision: str, trained: "QuantizedState | None
     if trained is not None and "observer" in asked:
         raise InputError("--observer calibrates, and the checkpoint holds the ranges of its training: leave it out")
     if (keep := asked.get("keep_float", "auto")) != "auto":
-        if not keep.isdecimal():
-            raise InputError(f"--keep-float {keep!r}: give a number of layers, or auto")
-        asked["keep_float"] = int(keep)
+        asked["keep_float"] = int(keep) if keep.isdecimal() else tuple(keep.split(","))
     return Int8(**asked, trained=trained)
