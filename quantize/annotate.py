@@ -72,6 +72,7 @@ def adds_taps(node: fx.Node) -> bool:
         kernel=tuple(weight[2:]),
         frames_in=frames[0],
         frames_out=frames[1],
+        int8=True,
     )
     return bool(weight[2] > 1 and (default_taps(conv) == "sum" or weight[2] > MOST_STACKED))
 

@@ -11,7 +11,8 @@ frame that the tap falls on:
                                 y[3]           ^--^--^       y[3] = b + W0 x2 + W1 x3
 
 `stack`: one 2-D convolution over the frames laid side by side as channels, its kernel the taps side by side: one
-accumulation over all of them; more than five taps are two such convolutions and their sum. `sum`: one 2-D convolution
+accumulation over all of them; more than five taps are two such convolutions and their sum. `padded`: the same, with
+zeros for the taps on padding, so that every frame has the same kernel. `sum`: one 2-D convolution
 per tap and their sum, the only way where channels are in groups, since groups of a stack would mix frames. The bias
 stands on one tap of every frame.
 
@@ -68,6 +69,7 @@ def conv3d(
         kernel=triple(kernel),
         frames_in=x.frames,
         frames_out=sizes[0],
+        int8=isinstance(weight, QuantizedConstant),
     )
     taps = "sum" if groups > 1 or kernel[0] == 1 else lo.taps(conv)
     geometry = (list(stride[1:]), list(padding[1:]), list(dilation[1:]), groups)
@@ -142,7 +144,11 @@ def _over_time(lo: Lowering, x: Timed, write: "_Writer", windows: Windows, shape
     windows = [{k: t for k, t in window.items() if t in there} for window in windows]
     every = sorted({k for window in windows for k in window})
     if lo.form == "unrolled":
-        chunks = [write(list(window), [x.chunks[t] for t in window.values()]) if window else None for window in windows]
+        inputs = x.chunks
+        if write.taps == "padded":
+            inputs += (torch.zeros((1, *x.frame_shape), dtype=x.dtype),)
+            windows = [dict.fromkeys(every, x.frames) | window if window else window for window in windows]
+        chunks = [write(list(window), [inputs[t] for t in window.values()]) if window else None for window in windows]
     elif every:  # all output frames at once: per tap, the input frames that it falls on, zeros where that is padding
         frames = [gather(lo.e, x, [window.get(k) for window in windows]).chunks[0] for k in every]
         chunks = [write(every, frames)]
@@ -167,7 +173,7 @@ class _Writer:
 
     def __call__(self, taps: list[int], frames: list[Any]) -> Any:
         """`taps` over their `frames`, and the bias."""
-        if self.taps == "stack":
+        if self.taps != "sum":
             groups = -(-len(taps) // MOST_STACKED)
             parts = [(taps[i::groups], frames[i::groups]) for i in range(groups)]
             stacked = [

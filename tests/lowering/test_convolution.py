@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -23,7 +25,7 @@ def convolutions(draw):
         groups=groups,
         bias=draw(st.booleans()),
     )
-    return conv, draw(st.integers(1, 8)), draw(st.sampled_from(["stack", "sum"]))
+    return conv, draw(st.integers(1, 8)), draw(st.sampled_from(["stack", "padded", "sum"]))
 
 
 @given(convolutions())
@@ -151,6 +153,10 @@ def test_padding_frames_are_left_out():
     kernels = sorted(tuple(tensor.shape) for tensor in stacked.state_dict.values() if tensor.ndim == 4)
     assert kernels == [(4, 8, 3, 3), (4, 8, 3, 3), (4, 12, 3, 3)]  # the first frame's, the last one's, all others'
     assert not [op for op in ops if "zeros" in op or "full" in op or "pad" in op]
+    padded = lower(capture(nn.Conv3d(4, 4, 3, padding=1), torch.zeros(1, 4, 8, 6, 6)), taps=lambda _: "padded")
+    assert targets(padded).count("aten.conv2d.default") == 8
+    kernels = [tuple(tensor.shape) for tensor in padded.state_dict.values() if len(tensor) == 4 and tensor.ndim == 4]
+    assert kernels == [(4, 12, 3, 3)]
 
 
 def test_a_frame_of_padding_alone_is_the_bias():
@@ -174,7 +180,9 @@ def test_the_rule_for_taps():
     size = {"kernel": (3, 3, 3), "frames_in": 8, "frames_out": 8}
     assert default_taps(Conv(in_channels=64, out_channels=64, groups=1, **size)) == "stack"
     assert default_taps(Conv(in_channels=64, out_channels=64, groups=64, **size)) == "sum"
-    assert default_taps(Conv(in_channels=512, out_channels=512, groups=1, **size)) == "sum"
+    large = Conv(in_channels=512, out_channels=512, groups=1, **size)
+    assert default_taps(large) == "sum"
+    assert default_taps(dataclasses.replace(large, int8=True)) == "padded", "its parts would be rounded"
 
 
 def test_a_long_stack_is_cut_so_that_backends_can_concatenate_it():

@@ -45,6 +45,27 @@ def quantized(clips):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_parts_of_a_large_kernel_are_not_rounded(form, clips):
+    """Its taps lie side by side, on zeros where they fall on padding: one convolution a frame, and no sum."""
+
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.fc = nn.Conv3d(3, 256, 1), nn.Linear(256, 5)
+            self.conv = nn.Conv3d(256, 256, 3, (1, 8, 8), 1)
+
+        def forward(self, clip):
+            return self.fc(self.conv(self.stem(clip)).relu().mean((2, 3, 4)))
+
+    quantized = int8(Large(), clips)
+    ops = [str(node.target) for node in lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0]).graph.nodes]
+    frames = SPEC.frames if form == "unrolled" else 1
+    assert ops.count("aten.conv2d.default") == 2 * frames
+    assert ops.count("aten.cat.default") >= frames
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_convolution_pool_and_sum_of_taps_is_int8(form, quantized, clips):
     program = lower_and_prove(behind_uint8(quantized, SPEC), form, clips[0])
     counted = dict.fromkeys(("conv2d", "linear", "max_pool2d", "maximum", "cat", "taps"), 0)
