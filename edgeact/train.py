@@ -23,7 +23,7 @@ from edgeact.clip import ClipSpec
 from edgeact.data import VideoDataset, iter_clips
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, balanced
-from edgeact.quantize.scheme import PORTABLE, Scheme
+from edgeact.quantize.scheme import AFFINE, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class QatConfig:
     """How to train an int8 network after a float one.
 
     Attributes:
-        scheme: The int8 rule; `PORTABLE` serves every target.
+        scheme: The int8 rule; `AFFINE` serves targets with a free zero point, `PORTABLE` every one.
         distill: Share of the loss that follows the float network's logits: the noise in them over their power, which is
             what SQNR measures. The rest is the cross-entropy with the labels.
         calibration_clips: Clips of the training part that give activations their ranges, even over the classes, at
@@ -45,7 +45,7 @@ class QatConfig:
         freeze_after: Share of the epochs after which the ranges stay as they are.
     """
 
-    scheme: Scheme = PORTABLE
+    scheme: Scheme = AFFINE
     distill: float = 1.0
     calibration_clips: int = 64
     freeze_after: float = 0.5

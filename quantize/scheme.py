@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from edgeact.errors import InputError
 
-__all__ = ["OBSERVERS", "PORTABLE", "Observer", "Scheme"]
+__all__ = ["AFFINE", "OBSERVERS", "PORTABLE", "Observer", "Scheme"]
 
 Observer = Literal["min-max", "percentile", "mse"]  # how a range follows from the values seen: see `ranges`
 OBSERVERS: tuple[Observer, ...] = get_args(Observer)
@@ -42,3 +42,6 @@ class Scheme:
 
 # Serves every target from one set of ranges.
 PORTABLE = Scheme(symmetric=True, partial_sums=True)
+
+# Serves every target that has a free zero point, which is worth 1 to 3 dB of SQNR after training.
+AFFINE = Scheme(partial_sums=True)

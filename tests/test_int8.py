@@ -23,7 +23,7 @@ from edgeact.models import create_model
 from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, Placement
 from edgeact.quantize.options import Int8
-from edgeact.quantize.scheme import Scheme
+from edgeact.quantize.scheme import PORTABLE, Scheme
 from edgeact.train import QatConfig, TrainConfig, train
 
 Export = Callable[..., Bundle]
@@ -164,9 +164,9 @@ def float_network() -> nn.Module:
     return create_model("ir_csn_26", num_classes=12, **OPTIONS).eval()
 
 
-def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme | None = None, **changed: Any) -> dict[str, float]:
+def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme = PORTABLE, **changed: Any) -> dict[str, float]:
     model = float_network()
-    qat = QatConfig(calibration_clips=12, freeze_after=1.0, **{"scheme": scheme} if scheme else {})
+    qat = QatConfig(calibration_clips=12, freeze_after=1.0, scheme=scheme)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "threads": 1, "lr": 1e-3, "qat": qat}
     best = train(
         model,
@@ -198,7 +198,7 @@ def test_training_leaves_the_float_network_and_an_int8_one(checkpoint: Path) -> 
         torch.testing.assert_close(loaded.state[name], tensor, rtol=0, atol=0)
     quantized = loaded.quantized
     assert quantized is not None
-    assert (quantized.scheme, quantized.spec) == (Scheme(symmetric=True, partial_sums=True), loaded.spec)
+    assert (quantized.scheme, quantized.spec) == (PORTABLE, loaded.spec)
     assert all(low <= high for low, high in quantized.ranges.values())
     assert len(quantized.weights) == 2 * sum(isinstance(m, nn.Conv3d | nn.Linear) for m in float_network().modules())
     rows = [json.loads(line) for line in Path(f"{checkpoint}.metrics.jsonl").read_text().splitlines()]

@@ -23,7 +23,11 @@ __all__ = ["command"]
 @click.option("--out", required=True, metavar="FILE", help="The checkpoint to write, as model.safetensors.")
 @click.option("--checkpoint", metavar="FILE", help="Start from these weights (fine-tuning).")
 @click.option("--qat", metavar="FILE", help="Train the int8 network of this checkpoint, with its rounding in the loop.")
-@click.option("--scheme", help="Of --qat: portable (every target), or a target that it is for.  [default: portable]")
+@click.option(
+    "--scheme",
+    help="Of --qat: affine (targets with a free zero point: all of today), portable (symmetric, for TensorRT too), or "
+    "the target that it is for.  [default: affine]",
+)
 @click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 1]")
 @click.option("--calibration-clips", type=int, help="Of --qat: clips that give the ranges.  [default: 64]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
@@ -112,9 +116,9 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
 
 def _qat(given: dict[str, Any]) -> "QatConfig | None":
     """The options of --qat, taken out of `given`."""
-    from edgeact.errors import InputError
-    from edgeact.quantize.scheme import PORTABLE
-    from edgeact.targets import get_target
+    from edgeact.errors import InputError, UnknownNameError
+    from edgeact.quantize.scheme import AFFINE, PORTABLE
+    from edgeact.targets import get_target, list_targets
     from edgeact.train import QatConfig
 
     asked = {name: given.pop(name) for name in ("scheme", "distill", "calibration_clips")}
@@ -124,10 +128,11 @@ def _qat(given: dict[str, Any]) -> "QatConfig | None":
             raise InputError(f"--{next(iter(asked)).replace('_', '-')} goes with --qat CHECKPOINT")
         return None
     if "scheme" in asked:
-        scheme = PORTABLE if asked["scheme"] == "portable" else get_target(asked["scheme"]).scheme
-        if scheme is None:
-            raise InputError(f"--scheme {asked['scheme']}: this target has no int8")
-        asked["scheme"] = scheme
+        schemes = {name: scheme for name in list_targets() if (scheme := get_target(name).scheme) is not None}
+        schemes |= {"affine": AFFINE, "portable": PORTABLE}
+        if asked["scheme"] not in schemes:
+            raise UnknownNameError("scheme", asked["scheme"], schemes)
+        asked["scheme"] = schemes[asked["scheme"]]
     return QatConfig(**asked)
 
 

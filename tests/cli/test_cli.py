@@ -17,9 +17,11 @@ import pytest
 import torch
 
 import edgeact
+from edgeact.checkpoint import load_checkpoint
 from edgeact.cli import main
 from edgeact.data import open_dataset
 from edgeact.models import list_models
+from edgeact.quantize.scheme import AFFINE
 from edgeact.run import classify_video
 from edgeact.video import write_video
 
@@ -166,6 +168,7 @@ def test_no_command_prints_the_help(run: Edgeact) -> None:
         (["export", *QUICK, *TINY, *SPEC, "--name", "../x"], "a bundle cannot be named '../x'"),
         (["export", *QUICK, *TINY, *SPEC, "--num-classes", "5"], "the model has 5 outputs, the data 12 classes"),
         (["export", *QUICK, *TINY, *SPEC, "--clips", "3"], "--clips 3 is fewer than the 12 classes"),
+        (["export", *QUICK, *TINY, *SPEC, "--keep-float", "2"], "--keep-float is of int8: leave it out of fp32"),
     ],
 )
 def test_what_cannot_be_asked(
@@ -188,6 +191,8 @@ def test_what_cannot_be_asked(
         (["--resume"], "--resume: there is no unfinished run at"),
         (["--train-per-class", "3"], "--train-per-class sizes the synthetic set: it goes with --data motion"),
         (["--model", "c4d"], "unknown model 'c4d': did you mean 'c3d'?"),
+        (["--scheme", "affine"], "--scheme goes with --qat CHECKPOINT"),
+        (["--qat", "m.safetensors", "--scheme", "affin"], "unknown scheme 'affin': did you mean 'affine'?"),
     ],
 )
 def test_what_cannot_be_trained(
@@ -393,6 +398,33 @@ def test_networks_that_return_no_logits(what: str, message: str, project: Path, 
     if what != "data":
         assert re.search(message, refused("train", *network, *TRAIN, "--data", videos, "--out", project / "m.st"))
     assert [file.name for file in project.iterdir() if file.suffix != ".py"] in ([], ["__pycache__"])
+
+
+# int8
+
+
+def test_int8_is_trained_and_exported(
+    checkpoint: Path, videos: Path, tmp_path: Path, run: Edgeact, refused: Refused
+) -> None:
+    out, bundles = tmp_path / "int8.safetensors", tmp_path / "bundles"
+    training = ("train", *TRAIN, "--calibration-clips", "12", "--data", videos)
+    done = run(*training, "--qat", checkpoint, "--out", out)
+    assert done.status == 0, done.err
+    quantized = load_checkpoint(out).quantized
+    assert quantized is not None
+    assert quantized.scheme == AFFINE
+    assert "was trained for int8 already" in refused(*training, "--qat", out, "--out", tmp_path / "again")
+
+    gates = ("--min-agreement", "0", "--max-drop", "100", "--clips", "12")
+    export = ("export", "--checkpoint", out, *QUICK, *gates, "--precision", "int8", "--data", videos, "--out", bundles)
+    assert "--observer calibrates, and the checkpoint holds the ranges" in refused(*export, "--observer", "mse")
+    assert "unknown int8 layer 'conv': did you mean 'conv1'?" in refused(*export, "--keep-float", "conv")
+    assert not bundles.exists()
+    done = run(*export, "--keep-float", "fc", "--json")
+    assert done.status == 0, done.err
+    report = json.loads(done.out)
+    assert "int8: weights and ranges from quantization-aware training" in report["notes"]
+    assert "int8: in float stay, as asked, fc" in report["notes"]
 
 
 # Bundles
