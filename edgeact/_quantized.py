@@ -64,8 +64,9 @@ class Source:
             other = ", ".join(f"{name} {own[name]}, not {given[name]}" for name in own if own[name] != given[name])
             raise InputError(f"int8 was trained for {other}: keep the checkpoint's")
         clips = validation = None
+        how["clips"] = options.calibration_clips
         if options.trained is None or options.ranks_layers:
-            clips = EvaluationSet.for_calibration(data, spec, clips=options.calibration_clips, **how)
+            clips = EvaluationSet.for_calibration(data, spec, **how)
         if options.keep_float == "auto":
             validation = EvaluationSet.for_calibration(data, spec, split="val", **how)
         return cls(options=options, clips=clips, validation=validation, gates=gates)

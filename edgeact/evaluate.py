@@ -93,7 +93,7 @@ class EvaluationSet:
         spec: ClipSpec,
         *,
         labels: tuple[str, ...],
-        clips: int = 64,
+        clips: int,
         split: Literal["train", "val"] = "train",
         on_corrupt: OnCorrupt = "error",
         progress: bool = False,

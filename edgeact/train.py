@@ -23,6 +23,7 @@ from edgeact.clip import ClipSpec
 from edgeact.data import VideoDataset, iter_clips
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, balanced
+from edgeact.quantize.options import CALIBRATION_CLIPS
 from edgeact.quantize.scheme import AFFINE, Scheme
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ class QatConfig:
         scheme: The int8 rule; `AFFINE` serves targets with a free zero point, `PORTABLE` every one.
         distill: Share of the loss that follows the float network's logits: the noise in them over their power, which is
             what SQNR measures. The rest is the cross-entropy with the labels.
-        calibration_clips: Clips of the training part that give activations their ranges, even over the classes, at
-            least one of each.
+        calibration_clips: Most clips of the training part that give activations their ranges, even over the classes,
+            at least one of each.
         freeze_after: Share of the epochs after which the ranges stay as they are.
     """
 
     scheme: Scheme = AFFINE
     distill: float = 1.0
-    calibration_clips: int = 64
+    calibration_clips: int = CALIBRATION_CLIPS
     freeze_after: float = 0.5
 
     def __post_init__(self) -> None:

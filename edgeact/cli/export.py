@@ -36,7 +36,7 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option(
     "--calibration-clips",
     type=click.IntRange(1),
-    help="Clips of the training part that int8 takes its ranges from.  [default: 64]",
+    help="Most clips of the training part that int8 takes its ranges from.  [default: 256]",
 )
 @click.option(
     "--keep-float",

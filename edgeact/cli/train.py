@@ -29,7 +29,7 @@ __all__ = ["command"]
     "the target that it is for.  [default: affine]",
 )
 @click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 1]")
-@click.option("--calibration-clips", type=int, help="Of --qat: clips that give the ranges.  [default: 64]")
+@click.option("--calibration-clips", type=int, help="Of --qat: most clips that give the ranges.  [default: 256]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same settings.")
 @click.option("--epochs", type=int, help="[default: 15; 6 with --qat]")
