@@ -14,7 +14,7 @@ from edgeact.runtime import Runner
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-__all__ = ["layers_in_words", "rungs_in_words"]
+__all__ = ["layers_in_words", "rungs_in_words", "worst_first"]
 
 _CLIPS = 4
 _DIVERGED_DB = 20.0
@@ -39,6 +39,14 @@ def rungs_in_words(numerics: Numerics) -> str:
     )
 
 
+def worst_first(
+    clips: Sequence[NDArray[np.uint8]], reference_NK: NDArray[np.float32], logits_NK: NDArray[np.float32]
+) -> list[NDArray[np.uint8]]:
+    """`clips` by the noise in their `logits_NK` over the power of `reference_NK`, the noisiest first."""
+    noise_N = np.square(logits_NK - reference_NK).sum(1) / np.square(reference_NK).sum(1).clip(min=1e-12)
+    return [clips[i] for i in np.argsort(-noise_N, kind="stable")]
+
+
 def layers_in_words(
     folded: "GraphModule", network: "GraphModule", runner: Runner, clips: Sequence[NDArray[np.uint8]], spec: ClipSpec
 ) -> Iterator[str]:
@@ -48,7 +56,7 @@ def layers_in_words(
         folded: The float network, B=1.
         network: Its int8 network.
         runner: The artifact's.
-        clips: uint8 clips `[1, T, H, W, 3]`, of which the first few are run.
+        clips: uint8 clips `[1, T, H, W, 3]`, of which the first few are run: see `worst_first`.
         spec: How they are normalised.
     """
     import torch

@@ -64,7 +64,8 @@ class QuantizationAware:
             return
         self._float.load_state_dict(dict(self.module.weights()))
         with quiet_torchao():
-            ranges = observe(self._float.cpu(), (clip for _, clip in self._clips), self._spec, self._config.scheme)
+            clips = (clip for _, clip in self._clips)
+            ranges = observe(self._float.cpu(), clips, self._spec, self._config.scheme, self._config.observer)
         self.module.set_ranges(ranges)
 
     def parts(self) -> dict[str, Any]:

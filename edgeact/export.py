@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
-from edgeact._layers import layers_in_words, rungs_in_words
+from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact._quantized import Source, allow_floats, quantize
 from edgeact._records import Job, bundle_name, data_notes, default_name, make_manifest, make_report
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
@@ -167,7 +167,8 @@ def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], not
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     numerics = _ladder(reference, rungs, artifact, [sample.id for sample, _ in shown])
     if int8 is not None:
-        where = layers_in_words(folded, network, runner, [clip for _, clip in shown], job.spec)
+        clips = worst_first([clip for _, clip in shown], rungs[0][1], rungs[1][1])
+        where = layers_in_words(folded, network, runner, clips, job.spec)
         notes = (*int8.notes, rungs_in_words(numerics), *where, *notes)
     if int8 is not None and int8.asked:
         job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), program, job.target.scheme))

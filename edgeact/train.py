@@ -24,7 +24,7 @@ from edgeact.data import VideoDataset, iter_clips
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, balanced
 from edgeact.quantize.options import CALIBRATION_CLIPS
-from edgeact.quantize.scheme import AFFINE, Scheme
+from edgeact.quantize.scheme import AFFINE, Observer, Scheme, check_observer
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +43,14 @@ class QatConfig:
             what SQNR measures. The rest is the cross-entropy with the labels.
         calibration_clips: Most clips of the training part that give activations their ranges, even over the classes,
             at least one of each.
+        observer: How a range follows from them: mse, min-max or percentile.
         freeze_after: Share of the epochs after which the ranges stay as they are.
     """
 
     scheme: Scheme = AFFINE
     distill: float = 1.0
     calibration_clips: int = CALIBRATION_CLIPS
+    observer: Observer = "mse"
     freeze_after: float = 0.5
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class QatConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
         if self.calibration_clips < 1:
             raise InputError(f"calibration_clips is {self.calibration_clips}: ranges need at least 1")
+        check_observer(self.observer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeact.errors import InputError, UnknownNameError
-from edgeact.quantize.scheme import OBSERVERS, Observer
+from edgeact.errors import InputError
+from edgeact.quantize.scheme import Observer, check_observer
 from edgeact.quantize.state import QuantizedState
 
 __all__ = ["CALIBRATION_CLIPS", "Int8"]
@@ -20,20 +20,19 @@ class Int8:
     Attributes:
         calibration_clips: Most clips of the training part that give activations their ranges, even over the classes,
             at least one of each.
-        observer: How a range follows from them: min-max, percentile or mse.
+        observer: How a range follows from them: mse, min-max or percentile.
         keep_float: How many layers stay in float, those whose rounding costs most; "auto" takes as few as the gates on
             accuracy need on the validation part; or the layers themselves, as the network calls its modules.
         trained: What quantization-aware training left of the network (`Checkpoint.quantized`): nothing is calibrated.
     """
 
     calibration_clips: int = CALIBRATION_CLIPS
-    observer: Observer = "min-max"
+    observer: Observer = "mse"
     keep_float: int | Literal["auto"] | tuple[str, ...] = 0
     trained: QuantizedState | None = None
 
     def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise UnknownNameError("observer", self.observer, OBSERVERS)
+        check_observer(self.observer)
         if self.calibration_clips < 1:
             raise InputError(f"calibration_clips is {self.calibration_clips}: int8 needs at least 1")
         if isinstance(self.keep_float, int) and self.keep_float < 0:

@@ -4,9 +4,9 @@
 
 An observer says how a range follows from the values seen:
 
-    min-max       their extremes
-    percentile    what leaves out 0.01 % of them at either end
     mse           what loses least when it is rounded: the L2 error over a histogram (torchao's HistogramObserver)
+    min-max       their extremes: up to 4 dB better where no clip has outliers, 10 dB worse where some have
+    percentile    what leaves out 0.01 % of them at either end
 """
 
 import copy
@@ -33,6 +33,7 @@ Ranges = Mapping[str, tuple[float, float]]  # smallest and largest value by the 
 # every runtime rounds its own way, and OpenVINO does not take the one for the other (a level lost, silently).
 _PIXEL_ROOM = 1.02
 _LEFT_OUT = 1e-4
+_SAMPLED = 1 << 14
 
 
 def observe(
@@ -40,7 +41,7 @@ def observe(
     clips: Iterable[NDArray[np.uint8]],
     spec: ClipSpec,
     scheme: Scheme,
-    observer: Observer = "min-max",
+    observer: Observer = "mse",
 ) -> dict[str, tuple[float, float]]:
     """The ranges of the activations that `scheme` quantizes.
 
@@ -54,7 +55,7 @@ def observe(
     Raises:
         InputError: No clips, or an activation or a weight that is not finite, or constant, on all of them.
     """
-    watch = MinMaxObserver if observer == "min-max" else HistogramObserver
+    watch = MinMaxObserver if observer == "min-max" else _SampledHistogram
     prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, watch=watch))
     run = _Observe(prepared, {node.name for node in graph.graph.nodes if scheme.partial_sums and adds_taps(node)})
     count = 0
@@ -73,6 +74,23 @@ def observe(
         if value.op != "get_attr":
             ranges[names[value.name]] = _pixels(spec) if seen in pixels else _range(seen, observer)
     return ranges
+
+
+class _SampledHistogram(HistogramObserver):  # type: ignore[misc]
+    """Of every n-th value and the extremes: of whole activations it would take most of the calibration's time."""
+
+    finite = True
+
+    def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
+        flat = x_orig.detach().flatten()
+        extremes = torch.stack(flat.aminmax())
+        self.finite = self.finite and bool(extremes.isfinite().all())
+        if self.finite:
+            step = flat.numel() // _SAMPLED | 1  # odd, so that it does not fall on one column of frames
+            super().forward(torch.cat([flat[::step], extremes]))
+        else:
+            self.min_val = self.max_val = torch.tensor(torch.nan)
+        return x_orig
 
 
 class _Observe(fx.Interpreter):

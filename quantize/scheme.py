@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from edgeact.errors import InputError
+from edgeact.errors import InputError, UnknownNameError
 
-__all__ = ["AFFINE", "OBSERVERS", "PORTABLE", "Observer", "Scheme"]
+__all__ = ["AFFINE", "PORTABLE", "Observer", "Scheme", "check_observer"]
 
-Observer = Literal["min-max", "percentile", "mse"]  # how a range follows from the values seen: see `ranges`
-OBSERVERS: tuple[Observer, ...] = get_args(Observer)
+Observer = Literal["mse", "min-max", "percentile"]  # how a range follows from the values seen: see `ranges`
+
+
+def check_observer(name: str) -> None:
+    """Raises UnknownNameError where there is no such observer."""
+    if name not in get_args(Observer):
+        raise UnknownNameError("observer", name, get_args(Observer))
 
 
 @dataclass(frozen=True, kw_only=True)

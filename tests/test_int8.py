@@ -73,7 +73,7 @@ def test_it_is_small_and_follows_the_simulation(export: Export, monkeypatch: pyt
     assert bundle.manifest["facts"]["quantization"] == {
         "clips": 12,
         "classes": 12,
-        "observer": "min-max",
+        "observer": "mse",
         "in_float": [],
         "kept": {},
         "symmetric": False,

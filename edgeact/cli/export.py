@@ -44,7 +44,7 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
     help="Of int8: leave the N layers whose rounding costs most in float; auto takes as few as --max-drop and "
     "--min-agreement need on the validation clips; or name them, as stem,fc.",
 )
-@click.option("--observer", help="How a range follows from the clips: min-max, percentile, mse.  [default: min-max]")
+@click.option("--observer", help="How a range follows from the clips: mse, min-max, percentile.  [default: mse]")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Latency rounds.")
 @click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used, instead of failing.")

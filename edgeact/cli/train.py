@@ -30,6 +30,7 @@ __all__ = ["command"]
 )
 @click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 1]")
 @click.option("--calibration-clips", type=int, help="Of --qat: most clips that give the ranges.  [default: 256]")
+@click.option("--observer", help="Of --qat: how a range follows from them: mse, min-max, percentile.  [default: mse]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same settings.")
 @click.option("--epochs", type=int, help="[default: 15; 6 with --qat]")
@@ -121,7 +122,7 @@ def _qat(given: dict[str, Any]) -> "QatConfig | None":
     from edgeact.targets import get_target, list_targets
     from edgeact.train import QatConfig
 
-    asked = {name: given.pop(name) for name in ("scheme", "distill", "calibration_clips")}
+    asked = {name: given.pop(name) for name in ("scheme", "distill", "calibration_clips", "observer")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if given["qat"] is None:
         if asked:

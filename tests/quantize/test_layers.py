@@ -10,7 +10,7 @@ from int8_networks import calibrated
 from torch import fx, nn
 
 from edgeact._capture import fold, quiet_torchao
-from edgeact._layers import layers_in_words, rungs_in_words
+from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact.clip import ClipSpec, normalize
 from edgeact.numerics import ladder
 from edgeact.quantize.scheme import Scheme
@@ -87,6 +87,13 @@ def test_it_is_said_in_words(network: nn.Module, clips: list[Any], layer: str) -
     )
     *_, words = layers_in_words(folded, sound, Runs(quantized), clips, SPEC)
     assert words.startswith(f"int8: the first layer below 20 dB of the simulation, in the artifact is {NAMES[layer]} (")
+
+
+def test_the_clips_that_lose_most_come_first() -> None:
+    clips = [np.full(1, i, np.uint8) for i in range(3)]
+    reference = np.array([[1, 2], [10, 20], [0, 0]], np.float32)
+    noise = np.array([[0.2, 0], [0.4, 0], [0.1, 0]], np.float32)
+    assert [int(clip[0]) for clip in worst_first(clips, reference, reference + noise)] == [2, 0, 1]
 
 
 def test_the_rung_that_loses_is_named() -> None:
