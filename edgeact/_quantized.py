@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["Quantized", "Source", "allow_floats", "quantize"]
 
 _RANKING_CLIPS = 4
+_NOT_REACHED = (
+    "int8: --keep-float auto: the validation clips miss --max-drop or --min-agreement with every layer in float, too; "
+    "what is left is the rounding of what stands between layers"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
         demanded: What the target demands.
 
     Raises:
-        InputError: The clips cannot calibrate it; see `observe`.
+        InputError: The clips cannot calibrate it; see `observe`. Or more layers are to stay in float than it has.
         UnknownNameError: A layer to keep in float that it does not have, or not in int8.
         CheckpointError: What was trained does not serve the target, or is of another network.
         MissingDependencyError: torchao is not installed.
@@ -117,15 +121,16 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
         scheme = dataclasses.replace(start.scheme, partial_sums=demanded.partial_sums)
         whole = network = convert.quantize(start.graph, start.ranges, scheme)
         kept: Mapping[str, float | None] = {}
+        missed: tuple[str, ...] = ()
         if source.options.keep_float:
-            network, kept = _partly(folded, start, whole, scheme, source)
+            network, kept, missed = _partly(folded, start, whole, scheme, source)
         floats, unasked = in_float(network, scheme), in_float(whole, scheme)
     return Quantized(
         network=network,
         whole=whole,
         asked=bool(kept) and not unasked,
         facts=start.facts | {"in_float": floats, "kept": kept} | dataclasses.asdict(scheme),
-        notes=(start.note, *_floats_in_words(folded, floats, kept, unasked)),
+        notes=(start.note, *missed, *_floats_in_words(folded, floats, kept, unasked)),
     )
 
 
@@ -139,7 +144,7 @@ def _floats_in_words(
     if found:
         yield f"int8: in float stay, as asked, the layers whose rounding alone costs most: {', '.join(found)}"
     elif kept:
-        yield f"int8: in float stay, as asked, {', '.join(called(folded, name) for name in kept)}"
+        yield f"int8: in float stay, as asked, {', '.join(dict.fromkeys(called(folded, name) for name in kept))}"
     if feeding := [called(folded, name) for name in floats if name not in kept and name not in unasked]:
         yield f"int8: in float, too, since these read what they give: {', '.join(feeding)}"
     if unasked:
@@ -184,12 +189,12 @@ def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -
     """`folded` with the trained weights and ranges."""
     if not trained.scheme.serves(demanded):
         raise CheckpointError(
-            f"the checkpoint was trained under the int8 {trained.scheme}, the target demands {demanded}: train --qat "
-            "with the scheme of this target, or with the portable one, which serves every target"
+            f"the checkpoint was trained for int8 with {trained.scheme}, the target demands {demanded}: train --qat "
+            "with --scheme affine, or portable where zero must be at 0"
         )
     graph = copy.deepcopy(folded)
-    own = {name: tensor.shape for name, tensor in graph.state_dict().items()}
-    if own != {name: tensor.shape for name, tensor in trained.weights.items()}:
+    own, given = graph.state_dict(), trained.weights
+    if {name: (w.shape, w.dtype) for name, w in own.items()} != {name: (w.shape, w.dtype) for name, w in given.items()}:
         raise CheckpointError("the checkpoint's int8 weights are not those of its network: it is damaged")
     graph.load_state_dict(dict(trained.weights))
     note = "int8: weights and ranges from quantization-aware training"
@@ -198,10 +203,10 @@ def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -
 
 def _partly(
     folded: "GraphModule", start: _Start, whole: "GraphModule", scheme: Scheme, source: Source
-) -> tuple["GraphModule", Mapping[str, float | None]]:
+) -> tuple["GraphModule", Mapping[str, float | None], tuple[str, ...]]:
     """The int8 network with its worst layers in float, and these with the SQNR in dB that each alone leaves.
 
-    Or with those that were named, and None.
+    Or with those that were named, and None. And a note where "auto" could not find enough of them.
     """
     from edgeact.quantize import convert
 
@@ -211,15 +216,20 @@ def _partly(
     asked = source.options.keep_float
     if isinstance(asked, tuple):
         named = _named(folded, whole, asked)
-        return keep(named), dict.fromkeys(named)
+        return keep(named), dict.fromkeys(named), ()
     ranked = dict(_ranked(start, whole, source))
     layers = list(ranked)
+    missed: tuple[str, ...] = ()
+    if asked != "auto" and asked > len(layers):
+        raise InputError(f"keep_float is {asked}, and this network has {len(layers)} int8 layers")
     if asked == "auto":
         assert source.validation is not None, "opened where it decides"
         reference = run_model(eager(folded, source.validation.spec), source.validation)
         # More layers in float lose less, so halving finds the fewest.
         asked = bisect_left(range(len(layers)), True, key=lambda n: _holds(keep(layers[:n]), reference, source))
-    return keep(layers[:asked]), {name: ranked[name] for name in layers[:asked]}
+        if asked == len(layers) and not _holds(keep(layers), reference, source):
+            missed = (_NOT_REACHED,)
+    return keep(layers[:asked]), {name: ranked[name] for name in layers[:asked]}, missed
 
 
 def _ranked(start: _Start, whole: "GraphModule", source: Source) -> list[tuple[str, float]]:

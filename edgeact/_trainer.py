@@ -19,7 +19,7 @@ from torch import nn
 from edgeact.augment import training_batches
 from edgeact.clip import ClipSpec, normalize
 from edgeact.data import VideoDataset
-from edgeact.errors import InputError
+from edgeact.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from edgeact.train import TrainConfig
@@ -177,7 +177,10 @@ class Trainer:
         """Load what `save` wrote; returns the rows of the epochs that are done."""
         if not path.is_file():
             raise InputError(f"--resume: there is no unfinished run at {path}")
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as exc:  # UnpicklingError, RuntimeError, EOFError … by the kind of damage
+            raise CheckpointError(f"--resume: {path} is damaged; delete it to start anew") from exc
         if state["identity"] != identity:
             raise InputError(f"--resume: {path} is a run with other data or settings; delete it to start anew")
         self.model.load_state_dict(state["model"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeact.clip import ClipSpec
-from edgeact.errors import CheckpointError, InputError, MissingDependencyError
+from edgeact.errors import CheckpointError, MissingDependencyError
 from edgeact.quantize.scheme import Scheme
 from edgeact.quantize.state import QuantizedState
 
@@ -123,7 +123,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             quantized=_quantized(fields, state),
             state={name: tensor for name, tensor in state.items() if not name.startswith(_QUANTIZED)},
         )
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError, InputError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as exc:
         if isinstance(exc, CheckpointError):
             raise
         raise CheckpointError(f"{file} has damaged edgeact metadata: {exc}") from exc
@@ -131,6 +131,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _quantized(fields: Mapping[str, Any], state: Mapping[str, "Tensor"]) -> QuantizedState | None:
     if "quantized" not in fields:
+        if any(name.startswith(_QUANTIZED) for name in state):
+            raise ValueError("there are int8 weights, and no ranges")
         return None
     ranges = fields["quantized"]["ranges"]
     return QuantizedState(

@@ -21,6 +21,7 @@ from edgeact.motion import MOTION_CLASSES, motion_set
 
 __all__ = ["MOTION", "EvaluationSet", "Outputs", "balanced", "calibration_root", "dataset_root", "run_model"]
 
+_MOST_MOTION_PER_CLASS = 240  # of the synthetic set, to calibrate on
 MOTION = "motion"  # the name of the synthetic set where a folder is asked for
 
 OnCorrupt = Literal["skip", "error"]
@@ -53,6 +54,7 @@ def balanced(dataset: VideoDataset, clips: int | None) -> VideoDataset:
 def calibration_root(data: str | Path, clips: int, *, progress: bool = False) -> Path:
     """The folder whose training part int8 is calibrated on; for `motion`, one with at least `clips` clips in it."""
     per_class = 1 + -(-4 * clips // (3 * len(MOTION_CLASSES)))  # about a seventh of them choose epochs: see `data`
+    per_class = min(per_class, _MOST_MOTION_PER_CLASS)
     return motion_set(train_per_class=per_class, progress=progress) if str(data) == MOTION else Path(data)
 
 

@@ -175,6 +175,7 @@ def train(
             if config.qat is not None and epoch == 0:  # what calibration alone gives may stay the best
                 start = trainer.validate(val, spec)
                 if rank == 0:
+                    trainer.save(files.state, identity, history)  # a kill from here on can be resumed
                     keep(as_untrained(start))
             row = trainer.epoch(epoch, train_set, spec, cache, on_step) | trainer.validate(val, spec)
             history.append(row | {f"{key}_untrained": value for key, value in start.items()})

@@ -22,7 +22,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import InputError
-from edgeact.quantize.annotate import SchemeQuantizer, adds_taps, observers, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, adds_taps, is_weighted, observers, value_names
 from edgeact.quantize.scheme import Observer, Scheme
 
 __all__ = ["Ranges", "observe"]
@@ -53,8 +53,15 @@ def observe(
         observer: How a range follows from the values seen.
 
     Raises:
-        InputError: No clips, or an activation or a weight that is not finite, or constant, on all of them.
+        InputError: No clips, an activation or a weight that is not finite, an activation that is the same on all of
+            them, or a weight that is computed anew for every clip.
     """
+    for node in graph.graph.nodes:
+        if is_weighted(node) and (weight := node.all_input_nodes[1]).op != "get_attr":
+            raise InputError(
+                f"the weight of {_called(node)} is computed for every clip ({weight.name}): int8 stores weights; fold "
+                "what computes it, as torch.nn.utils.parametrize.remove_parametrizations does"
+            )
     watch = MinMaxObserver if observer == "min-max" else _SampledHistogram
     prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, watch=watch))
     run = _Observe(prepared, {node.name for node in graph.graph.nodes if scheme.partial_sums and adds_taps(node)})
@@ -135,7 +142,7 @@ def _check(watched: fx.Node, seen: Any, count: int) -> None:
     low, high = float(seen.min_val.min()), float(seen.max_val.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         found = "not finite (NaN or infinity)"
-    elif low == high:
+    elif low == high and watched.op != "get_attr":
         found = f"always {low:g}"
     else:
         return

@@ -29,6 +29,10 @@ class Scheme:
     symmetric: bool = False
     partial_sums: bool = False
 
+    def __str__(self) -> str:
+        zero = "activations symmetric about zero" if self.symmetric else "a free zero point"
+        return f"{zero}, sums of taps {'with' if self.partial_sums else 'without'} scales"
+
     def serves(self, demanded: "Scheme") -> bool:
         """Whether ranges taken for this scheme hold what a target with the scheme `demanded` needs."""
         return self.symmetric >= demanded.symmetric and self.partial_sums >= demanded.partial_sums

@@ -40,11 +40,11 @@ def with_fake_quantize(program: "ExportedProgram") -> "ExportedProgram":
 
 
 def _fake(module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The value that `node` dequantizes, rounded in one op; of the lowering's int8 zeros, zeros in float."""
+    """The value that `node` dequantizes, rounded in one op; of an int8 constant, its values in float."""
     before: Any = node.args[0]
     if before.op == "get_attr":
-        name = f"{node.name}_zeros"
-        module.register_buffer(name, torch.zeros(operator.attrgetter(before.target)(module).shape))
+        name, (_, scale, zero_point, *_) = f"{node.name}_values", node.args
+        module.register_buffer(name, (operator.attrgetter(before.target)(module).float() - zero_point) * scale)
         return module.graph.get_attr(name)
     x, scale, zero_point, low, high, *_ = before.args
     return module.graph.call_function(_aten.fake_quantize_per_tensor_affine.default, (x, scale, zero_point, low, high))

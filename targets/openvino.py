@@ -95,7 +95,12 @@ def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:
 
 @contextmanager
 def _toolchain() -> Iterator[None]:
-    """OpenVINO's exceptions in edgeact's words; its own classes derive from Exception and RuntimeError alike."""
+    """OpenVINO's exceptions in edgeact's words; its own classes derive from Exception and RuntimeError alike.
+
+    Outside of CI its converter reports every use over the network, unasked, from a forked process that may never end.
+    """
+    ci = os.environ.get("CI")
+    os.environ["CI"] = "true"
     try:
         with warnings.catch_warnings():
             # deep-copying the program trips over a class that torch 2.13 deprecates and still uses
@@ -108,6 +113,8 @@ def _toolchain() -> Iterator[None]:
     except Exception as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         raise ToolchainError(f"OpenVINO could not convert this network: {lines[-1] if lines else repr(exc)}") from exc
+    finally:
+        os.environ.pop("CI") if ci is None else os.environ.update(CI=ci)
 
 
 TARGET = OpenVINO()

@@ -131,6 +131,43 @@ def test_the_worst_layers_stay_in_float_if_asked(export: Export) -> None:
     assert any("ms with these layers in float" in note for note in kept.report().notes)
 
 
+class Averages(nn.Module):
+    """An average over padding, of values whose zero point is not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv, self.fc = nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, 1), nn.Linear(8, 12)
+        self.pool = nn.AvgPool3d(3, 1, 1)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.conv(self.pool(self.stem(clip) + 2)).mean((2, 3, 4)))
+        return out
+
+
+class Embedded(nn.Module):
+    """Tokens, a class token before them, and part of a position embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.fc = nn.Conv3d(3, 16, (2, 8, 8), (2, 8, 8)), nn.Linear(16, 12)
+        self.token, self.positions = (nn.Parameter(torch.randn(1, n, 16)) for n in (1, 100))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.patches(clip).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        out: Tensor = self.fc((x + self.positions[:, : x.shape[1]]).relu().mean(1))
+        return out
+
+
+@pytest.mark.parametrize("network", [Averages, Embedded])
+def test_the_artifact_follows_the_simulation(network: type[nn.Module], export: Export) -> None:
+    numerics = export(network()).report().numerics
+    assert isinstance(numerics, Numerics)
+    assert min(rung.step_sqnr_db for rung in numerics.rungs) > 30, numerics.rungs
+
+
 def test_layers_stay_in_float_by_name(export: Export) -> None:
     bundle = export(Small(), int8=dataclasses.replace(FEW, keep_float=("stem.0",)))
     report = bundle.report()
@@ -158,6 +195,13 @@ def test_auto_keeps_as_few_as_the_gates_need(export: Export, monkeypatch: pytest
     monkeypatch.setattr(_quantized, "_holds", holds)
     bundle = export(Small(), int8=dataclasses.replace(FEW, keep_float="auto"))
     assert len(bundle.manifest["facts"]["quantization"]["kept"]) == bundle.manifest["gates"]["max_fallback"] == 3
+
+
+def test_auto_says_that_it_did_not_reach_the_gates(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeact._quantized._holds", lambda *_: False)
+    bundle = export(Small(), int8=dataclasses.replace(FEW, keep_float="auto"))
+    assert len(bundle.manifest["facts"]["quantization"]["kept"]) == 4
+    assert any("miss --max-drop or --min-agreement with every layer in float" in n for n in bundle.report().notes)
 
 
 def float_network() -> nn.Module:
@@ -266,12 +310,23 @@ def test_what_int8_refuses(checkpoint: Path, export: Export, tiny_spec: ClipSpec
         export(float_network(), int8=Int8(trained=other))
     affine = dataclasses.replace(quantized, scheme=Scheme())
     with pytest.raises(
-        CheckpointError, match=r"was trained under the int8 Scheme\(.*the target demands Scheme\(.*portable"
+        CheckpointError,
+        match=r"with a free zero point, sums of taps without scales, the target demands .*--scheme affine",
     ):
         export(float_network(), int8=Int8(trained=affine), target="android")
     damaged = dataclasses.replace(quantized, weights=dict(list(quantized.weights.items())[1:]))
     with pytest.raises(CheckpointError, match="the checkpoint's int8 weights are not those of its network"):
         export(float_network(), int8=Int8(trained=damaged))
+    integers = {name: tensor.int() for name, tensor in quantized.weights.items()}
+    with pytest.raises(CheckpointError, match="the checkpoint's int8 weights are not those of its network"):
+        export(float_network(), int8=Int8(trained=dataclasses.replace(quantized, weights=integers)))
+    for bounds in ((5.0, -5.0), (0.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))):
+        with pytest.raises(InputError, match=r"the int8 range of x is .*: it must be finite, and not empty"):
+            dataclasses.replace(quantized, ranges={"x": bounds})
+    with pytest.raises(InputError, match="the int8 weight x is not finite"):
+        dataclasses.replace(quantized, weights={"x": torch.tensor([1, torch.nan])})
+    with pytest.raises(InputError, match="keep_float is 5, and this network has 4 int8 layers"):
+        export(Small(), int8=dataclasses.replace(FEW, keep_float=5))
     unknown = dataclasses.replace(quantized, ranges={})
     with pytest.raises(InputError, match="there is no range for"):
         export(float_network(), int8=Int8(trained=unknown))

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -92,6 +93,21 @@ def test_every_form_gives_the_same_logits(target: str, tiny_spec: ClipSpec, tmp_
         get_target(target).compile(program, folder, "fp32", check_options(target, {}))
         runner = load_runner(get_target(target).runtime, folder, tiny_spec, 1)
         np.testing.assert_allclose(runner(clip), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_openvino_reports_its_use_to_nobody(
+    tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino_telemetry")
+    monkeypatch.delenv("CI", raising=False)
+    started = []
+    monkeypatch.setattr("multiprocessing.Process", lambda **of: started.append(of))
+    clip = np.zeros((1, *tiny_spec.clip_shape), np.uint8)
+    program = lower_and_prove(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), "volumetric", clip)
+    get_target("openvino").compile(program, tmp_path, "fp32", {})
+    assert (tmp_path / "model.xml").is_file()
+    assert not started
+    assert "CI" not in os.environ
 
 
 class Mixed(nn.Module):

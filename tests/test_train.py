@@ -12,7 +12,7 @@ from edgeact.augment import Augmentation, augment, training_batches
 from edgeact.checkpoint import load_checkpoint
 from edgeact.clip import ClipSpec
 from edgeact.data import VideoDataset, open_dataset
-from edgeact.errors import InputError
+from edgeact.errors import CheckpointError, InputError
 from edgeact.models import create_model, options_for_spec
 from edgeact.train import TrainConfig, train
 
@@ -87,6 +87,13 @@ def test_a_killed_run_resumes_to_the_same_end(videos: Path, tiny_spec: ClipSpec,
     other = TrainConfig(epochs=2, batch_size=8, threads=1, lr=0.1)
     with pytest.raises(InputError, match="is a run with other data or settings"):
         run(videos, tiny_spec, out, other, resume=True)
+    state = out.with_name(out.name + ".state")
+    whole_state = state.read_bytes()
+    for damaged in (whole_state[: len(whole_state) // 2], b"no state", b""):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"--resume: .*state is damaged; delete it to start anew"):
+            run(videos, tiny_spec, out, CONFIG, resume=True)
+    state.write_bytes(whole_state)
     resumed = run(videos, tiny_spec, out, CONFIG, resume=True)
     assert resumed | {"seconds": 0} == whole | {"seconds": 0}
     a, b = load_checkpoint(out), load_checkpoint(tmp_path / "whole.safetensors")

@@ -78,6 +78,8 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
     torch.manual_seed(config.seed)
     if followed is None and model is None:
         raise InputError("give --model NAME (see `edgeact models`), or --qat CHECKPOINT")
+    if followed is not None and Path(out).resolve() == Path(followed).resolve():
+        raise InputError(f"--out {out} is the checkpoint of --qat, which training follows: give another file")
     if followed is not None and checkpoint is not None:
         raise InputError("--qat names the checkpoint to start from: leave --checkpoint out")
     if size is not None and data != MOTION:

@@ -415,10 +415,17 @@ def test_int8_is_trained_and_exported(
     assert quantized.scheme == AFFINE
     assert "was trained for int8 already" in refused(*training, "--qat", out, "--out", tmp_path / "again")
 
+    before = checkpoint.read_bytes()
+    assert "is the checkpoint of --qat" in refused(*training, "--qat", checkpoint, "--out", checkpoint)
+    assert checkpoint.read_bytes() == before
+
     gates = ("--min-agreement", "0", "--max-drop", "100", "--clips", "12")
     export = ("export", "--checkpoint", out, *QUICK, *gates, "--precision", "int8", "--data", videos, "--out", bundles)
     assert "--observer calibrates, and the checkpoint holds the ranges" in refused(*export, "--observer", "mse")
     assert "unknown int8 layer 'conv': did you mean 'conv1'?" in refused(*export, "--keep-float", "conv")
+    assert "--calibration-clips: the checkpoint holds the ranges" in refused(*export, "--calibration-clips", "9")
+    assert "--keep-float 'fc,': give a number of layers, auto, or names" in refused(*export, "--keep-float", "fc,")
+    assert "keep_float is -1: it is a number of layers" in refused(*export, "--keep-float", "-1")
     assert not bundles.exists()
     done = run(*export, "--keep-float", "fc", "--json")
     assert done.status == 0, done.err

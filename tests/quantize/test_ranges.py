@@ -157,6 +157,15 @@ def silent() -> nn.Module:
     return nn.Sequential(convolution, nn.ReLU(), Mean())
 
 
+def test_a_weight_may_be_constant() -> None:
+    """As of a blur: its scale holds it exactly."""
+    blur = nn.Conv3d(3, 3, 3, groups=3, bias=False)
+    nn.init.constant_(blur.weight, 1 / 27)
+    model = nn.Sequential(blur, Mean()).eval()
+    clip = clips(SMALL)[0]
+    assert compare_outputs(eager(model, SMALL)(clip), eager(int8(model), SMALL)(clip))[0] > 30
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -164,7 +173,11 @@ def silent() -> nn.Module:
         (silent(), r"the activation relu \(module 1\) is always 0 on the 3 calibration clips"),
         (
             broken(0.0, "stem"),
-            r"the weight stem\.weight is always 0 on the 3 calibration clips: int8 cannot hold it; look at the weights",
+            r"the activation .* is always 0 on the 3 calibration clips: int8 cannot hold it; look at the weights",
+        ),
+        (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv3d(3, 4, 1)), Mean()),
+            r"the weight of .* is computed for every clip .*: int8 stores weights; fold what computes it",
         ),
     ],
 )
