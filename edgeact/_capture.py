@@ -175,6 +175,34 @@ def _drop_whole_slices(graph: "GraphModule") -> None:
     graph.recompile()
 
 
+def _pad_before_averages(graph: "GraphModule") -> None:
+    """An average over padding as a padding and an average.
+
+    Runtimes give the pooling itself to slower kernels, and OpenVINO pads int8 with the integer 0 instead of the zero
+    point, silently.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    dims = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+    for node in list(graph.graph.nodes):
+        if node.target not in dims:
+            continue
+        defaults: tuple[Any, ...] = (None, None, [], 0, False, True)
+        arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
+        x, kernel, stride, padding, ceil, counted, *divisor = arguments
+        padding = list(padding) if isinstance(padding, list | tuple) else [padding]
+        if not any(padding) or ceil or not counted:
+            continue
+        each = padding * dims[node.target] if len(padding) == 1 else padding
+        sides = [side for pad in reversed(each) for side in (pad, pad)]
+        with graph.graph.inserting_before(node):
+            padded = graph.graph.call_function(aten.constant_pad_nd.default, (x, sides))
+        padded.meta = dict(node.meta) | {"val": aten.constant_pad_nd.default(x.meta["val"], sides)}
+        node.args = (padded, kernel, stride or kernel, [0] * len(padding), False, True, *divisor)
+    graph.recompile()
+
+
 def behind_uint8(network: "GraphModule", spec: ClipSpec) -> "ExportedProgram":
     """`network` behind a uint8 `clip_BTHWC` input, normalisation inside: equal to `network(normalize(clip, spec))`.
 
@@ -250,31 +278,3 @@ def lower_and_prove(program: "ExportedProgram", form: str, clip: NDArray[np.uint
                 f"{_EQUAL_DB:.0f} dB is float rounding; this is a defect of edgeact's lowering, please report it"
             )
     return lowered
-
-
-def _pad_before_averages(graph: "GraphModule") -> None:
-    """An average over padding as a padding and an average.
-
-    Runtimes give the pooling itself to slower kernels, and OpenVINO pads int8 with the integer 0 instead of the zero
-    point, silently.
-    """
-    import torch
-
-    aten = torch.ops.aten
-    dims = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
-    for node in list(graph.graph.nodes):
-        if node.target not in dims:
-            continue
-        defaults: tuple[Any, ...] = (None, None, [], 0, False, True)
-        arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
-        x, kernel, stride, padding, ceil, counted, *divisor = arguments
-        padding = list(padding) if isinstance(padding, list | tuple) else [padding]
-        if not any(padding) or ceil or not counted:
-            continue
-        each = padding * dims[node.target] if len(padding) == 1 else padding
-        sides = [side for pad in reversed(each) for side in (pad, pad)]
-        with graph.graph.inserting_before(node):
-            padded = graph.graph.call_function(aten.constant_pad_nd.default, (x, sides))
-        padded.meta = dict(node.meta) | {"val": aten.constant_pad_nd.default(x.meta["val"], sides)}
-        node.args = (padded, kernel, stride or kernel, [0] * len(padding), False, True, *divisor)
-    graph.recompile()
