@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeact._quantized import Source
 from edgeact.accuracy import Accuracy, compare_accuracy
+from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
 from edgeact.environment import describe_environment, today
 from edgeact.errors import InputError
@@ -68,10 +69,10 @@ def make_report(
     latency: Latency | NotMeasured,
     placement: Placement,
     files: dict[str, Any],
-    bundle: str,
+    out: Path,
     notes: tuple[str, ...],
 ) -> Report:
-    """What was measured, and the verdict."""
+    """What was measured, and the verdict, which says where in `out` the bundle will be."""
     accuracy: Accuracy | NotMeasured
     if isinstance(artifact, NotMeasured):
         accuracy = artifact
@@ -87,7 +88,7 @@ def make_report(
         )
     failures = judge(job.gates, numerics, accuracy, latency, placement)
     return Report(
-        bundle=bundle,
+        bundle=str(out / (aside(job.name) if failures else job.name)),
         target=job.target_name,
         model=job.model_name,
         precision=job.precision,
@@ -109,7 +110,7 @@ def make_report(
 def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str, Any]) -> dict[str, Any]:
     latency = report.latency
     return {
-        "name": job.name,
+        "name": Path(report.bundle).name,
         "model": job.model_name,
         "target": job.target_name,
         "precision": job.precision,

@@ -31,8 +31,10 @@ from edgeact.parity import Report
 
 __all__ = [
     "Bundle",
+    "Draft",
     "GoldenClip",
     "ReferenceSet",
+    "aside",
     "clip_digest",
     "create_bundle",
     "open_bundle",
@@ -164,6 +166,24 @@ class Bundle:
         return found
 
 
+@dataclass
+class Draft:
+    """A bundle that is being written: the folder to fill, and whether it will be the one that was asked for.
+
+    Attributes:
+        folder: Empty at first.
+        held: False sets it aside: a bundle that fell short replaces none that held.
+    """
+
+    folder: Path
+    held: bool = True
+
+
+def aside(name: str) -> str:
+    """The name of a bundle that fell short, where `name` was asked for."""
+    return f"{name}-failed"
+
+
 def clip_digest(clip: NDArray[np.uint8]) -> str:
     """sha256 of a decoded clip's bytes: tells whether a device decoded the same pixels."""
     return hashlib.sha256(np.ascontiguousarray(clip).tobytes()).hexdigest()
@@ -186,28 +206,28 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 @contextmanager
-def create_bundle(out: Path, name: str) -> Iterator[Path]:
-    """A folder to fill, renamed to `out/name` when the block ends well and removed when it does not.
+def create_bundle(out: Path, name: str) -> Iterator[Draft]:
+    """A folder to fill, renamed to `out/name`, or `aside`, when the block ends well and removed when it does not.
 
     An older bundle of that name is replaced in one rename; a folder that is no bundle, or holds more, is never touched.
 
     Raises:
-        InputError: `out/name` exists and is not a bundle alone, or `out` is a file.
+        InputError: `out/name` or the one aside exists and is not a bundle alone, or `out` is a file.
     """
-    final = out / name
-    if final.exists() or final.is_symlink():
-        try:
-            check_unlisted(final, read_manifest(final))
-        except BundleError as exc:
-            raise InputError(f"{final} is left alone, choose another --out or --name: {exc}") from exc
+    for place in (out / name, out / aside(name)):
+        _check_replaceable(place)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a folder")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     partial = out / f".{name}.{uuid.uuid4().hex[:8]}.partial"
     old = partial.with_suffix(".old")
+    final = out / name
     try:
         partial.mkdir(parents=True)
-        yield partial
+        draft = Draft(partial)
+        yield draft
+        if not draft.held:
+            final = out / aside(name)
         if final.exists():
             final.rename(old)
         partial.rename(final)
@@ -219,6 +239,14 @@ def create_bundle(out: Path, name: str) -> Iterator[Path]:
         for folder in made:  # folders that this call made and that hold nothing
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _check_replaceable(place: Path) -> None:
+    if place.exists() or place.is_symlink():
+        try:
+            check_unlisted(place, read_manifest(place))
+        except BundleError as exc:
+            raise InputError(f"{place} is left alone, choose another --out or --name: {exc}") from exc
 
 
 def write_golden(folder: Path, clips: Sequence[GoldenClip]) -> None:

@@ -29,7 +29,7 @@ from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import Gates, NotMeasured
+from edgeact.parity import Gates, NotMeasured, Report
 from edgeact.quantize.options import Int8
 from edgeact.runtime import Runner, load_runner
 from edgeact.runtime._memory import peak_memory_mb
@@ -75,7 +75,8 @@ def export(
         form: One of the target's forms of time; the first of them by default.
         options: Options of the target, such as `{"backend": "vulkan"}`.
         data: Labelled videos (see `edgeact.data`), of which the held-out part is used, or `motion`.
-        out: Folder of bundles; a bundle of the same name is replaced once the new one is whole.
+        out: Folder of bundles; a bundle of the same name is replaced once the new one is whole, and only by one that
+            holds its gates: what falls short is kept beside it as `name-failed`.
         name: The bundle's name; `<model>-<target>-<precision>` by default, with options that are not defaults.
         labels: Class names in the order of the logits; those of `data`, sorted, by default.
         model_name: The network's name in the manifest; its class by default.
@@ -90,7 +91,7 @@ def export(
         progress: Show bars on stderr.
 
     Returns:
-        The bundle. Whether it held its gates stands in `report.json` and in `bundle.manifest["facts"]["held"]`.
+        The bundle. Whether it held its gates stands in its name, `report.json` and `bundle.manifest["facts"]["held"]`.
 
     Raises:
         InputError: Anything that was asked cannot be done; nothing is left behind.
@@ -133,9 +134,10 @@ def export(
         int8=source,
     )
     facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
-    with _torch_threads(job.threads), create_bundle(Path(out), job.name) as folder:
-        _build(job, folder, bundle=str(Path(out) / job.name), facts=facts, notes=notes)
-    return open_bundle(Path(out) / job.name)
+    with _torch_threads(job.threads), create_bundle(Path(out), job.name) as draft:
+        report = _build(job, draft.folder, Path(out), facts=facts, notes=notes)
+        draft.held = report.held
+    return open_bundle(report.bundle)
 
 
 def _run_reference(job: Job) -> Outputs:
@@ -146,7 +148,7 @@ def _run_reference(job: Job) -> Outputs:
     return run_model(eager(job.model, job.spec), job.evaluation)
 
 
-def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], notes: Sequence[str]) -> None:
+def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes: Sequence[str]) -> Report:
     """The pipeline: every rung, the artifact, what is measured of it, and the bundle's files."""
     reference = _run_reference(job)
     shown = clips_of(job.evaluation, spread(reference.samples))
@@ -181,13 +183,14 @@ def _build(job: Job, folder: Path, *, bundle: str, facts: Mapping[str, Any], not
         latency=_latency(job, runner, folder, clip),
         placement=runner.placement(),
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
-        bundle=bundle,
+        out=out,
         notes=(*notes, *data_notes(job.evaluation), *busy_note()),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference))
     write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
     write_manifest(folder, make_manifest(job, report, files, facts))
+    return report
 
 
 def _ladder(

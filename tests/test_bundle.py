@@ -33,13 +33,13 @@ def bundle(tmp_path: Path) -> Path:
     video.write_bytes(b"video")
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, SPEC.clip_shape, dtype=np.uint8)
-    with create_bundle(tmp_path / "out", "small") as folder:
-        (folder / "model.bin").write_bytes(b"weights")
-        write_golden(folder, [GoldenClip("a", "left", video, frames, np.zeros(2, np.float32))])
+    with create_bundle(tmp_path / "out", "small") as draft:
+        (draft.folder / "model.bin").write_bytes(b"weights")
+        write_golden(draft.folder, [GoldenClip("a", "left", video, frames, np.zeros(2, np.float32))])
         write_reference(
-            folder, ReferenceSet(("a",), np.array([1]), (clip_digest(frames),), np.zeros((1, 2), np.float32))
+            draft.folder, ReferenceSet(("a",), np.array([1]), (clip_digest(frames),), np.zeros((1, 2), np.float32))
         )
-        write_manifest(folder, fields())
+        write_manifest(draft.folder, fields())
     return tmp_path / "out" / "small"
 
 
@@ -235,8 +235,8 @@ def test_an_interrupted_bundle_leaves_the_old_one(bundle: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
 
     def interrupted() -> None:
-        with create_bundle(bundle.parent, "small") as folder:
-            (folder / "model.bin").write_bytes(b"half")
+        with create_bundle(bundle.parent, "small") as draft:
+            (draft.folder / "model.bin").write_bytes(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -290,18 +290,31 @@ def test_only_a_bundle_and_nothing_beside_it_is_replaced(bundle: Path) -> None:
     assert sorted(bundle.parent.rglob("*")) == before
 
 
+def test_a_bundle_that_fell_short_stands_aside(bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    for _ in range(2):  # the next that falls short takes its place
+        with create_bundle(bundle.parent, "small") as draft:
+            write_manifest(draft.folder, fields() | {"artifact": []})
+            draft.held = False
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert sorted(file.name for file in bundle.parent.iterdir()) == ["small", "small-failed"]
+    (bundle.parent / "small-failed" / "notes.txt").write_text("")
+    with pytest.raises(InputError, match=r"small-failed is left alone"), create_bundle(bundle.parent, "small"):
+        pass
+
+
 def test_a_damaged_bundle_is_replaced(bundle: Path) -> None:
     (bundle / "model.bin").write_bytes(b"cut")
-    with create_bundle(bundle.parent, "small") as folder:
-        write_manifest(folder, fields() | {"artifact": []})
+    with create_bundle(bundle.parent, "small") as draft:
+        write_manifest(draft.folder, fields() | {"artifact": []})
     assert [file.name for file in bundle.iterdir()] == ["manifest.json"]
 
 
 def test_a_bundle_is_replaced_whole(bundle: Path) -> None:
     other = bundle.parent / "other"
     shutil.copytree(bundle, other)
-    with create_bundle(bundle.parent, "small") as folder:
-        (folder / "model.bin").write_bytes(b"new weights")
-        write_manifest(folder, fields())
+    with create_bundle(bundle.parent, "small") as draft:
+        (draft.folder / "model.bin").write_bytes(b"new weights")
+        write_manifest(draft.folder, fields())
     assert sorted(file.name for file in bundle.iterdir()) == ["manifest.json", "model.bin"]
     assert sorted(file.name for file in bundle.parent.iterdir()) == ["other", "small"]

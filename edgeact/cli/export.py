@@ -1,6 +1,5 @@
 """`edgeact export`: a network to a proven bundle."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -57,7 +56,8 @@ def command(
 ) -> int:
     """Export a network for a target, prove it, and write a bundle.
 
-    Exits with 1 when the exported model falls short of a gate; the bundle is kept, and its report says why.
+    Exits with 1 when the exported model falls short of a gate: the bundle is kept as NAME-failed beside an older one
+    that held, and its report says why.
     """
     from edgeact.cli._model import find_network
     from edgeact.evaluate import MOTION
@@ -105,7 +105,7 @@ def command(
         progress=not quiet,
         **given,
     )
-    return print_report(bundle.report(), as_json=as_json, html=Path(bundle.path) / "report.html")
+    return print_report(bundle.report(), as_json=as_json, html=bundle.path / "report.html")
 
 
 def _int8(given: dict[str, Any], precision: str, trained: "QuantizedState | None") -> "Int8 | None":

@@ -553,11 +553,14 @@ def test_export_prints_its_report_and_missed_gates_exit_with_1(videos: Path, tmp
     assert edgeact.open_bundle(folder).manifest["facts"]["options"]["width"] == 0.125
     done = run(*arguments, "--min-sqnr", "149")
     assert done.status == 1
-    assert str(folder) in done.out
+    failed = tmp_path / f"{folder.name}-failed"
+    assert str(failed) in done.out
     assert "SQNR" in done.out
     assert "149" in done.out
-    assert edgeact.open_bundle(folder).manifest["facts"]["held"] is False  # the same name was replaced
-    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
+    assert edgeact.open_bundle(failed).manifest["facts"]["held"] is False
+    assert edgeact.open_bundle(failed).name == failed.name
+    assert report == json.loads((folder / "report.json").read_text())  # the one that held is still there
+    assert sorted(file.name for file in tmp_path.iterdir()) == [folder.name, failed.name]
 
 
 def test_a_trained_checkpoint_is_exported_with_its_contract(
