@@ -58,15 +58,15 @@ class QuantizationAware:
 
     def start_epoch(self, share: float) -> None:
         """Take the ranges anew, unless this `share` of the training is over that they are frozen after."""
-        from edgeact.quantize.ranges import observe
+        from edgeact.quantize.calibrate import calibrate
 
         if share and share >= self._config.freeze_after:
             return
         self._float.load_state_dict(dict(self.module.weights()))
         with quiet_torchao():
-            clips = (clip for _, clip in self._clips)
-            ranges = observe(self._float.cpu(), clips, self._spec, self._config.scheme, self._config.observer)
-        self.module.set_ranges(ranges)
+            clips, observer = (clip for _, clip in self._clips), self._config.calibration.observer
+            found = calibrate(self._float.cpu(), clips, self._spec, self._config.scheme, observer)
+        self.module.set_ranges(found.ranges)
 
     def parts(self) -> dict[str, Any]:
         """`state` and `quantized` of the checkpoint."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeact._capture import eager, quiet_torchao
+from edgeact._layouts import some
 from edgeact._progress import progress_bar
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
@@ -68,7 +69,7 @@ class Source:
             other = ", ".join(f"{name} {own[name]}, not {given[name]}" for name in own if own[name] != given[name])
             raise InputError(f"int8 was trained for {other}: keep the checkpoint's")
         clips = validation = None
-        how["clips"] = options.calibration_clips
+        how["clips"] = options.calibration.clips
         if options.trained is None or options.ranks_layers:
             clips = EvaluationSet.for_calibration(data, spec, **how)
         if options.keep_float == "auto":
@@ -104,7 +105,7 @@ def quantize(folded: "GraphModule", source: Source, demanded: Scheme | None) -> 
         demanded: What the target demands.
 
     Raises:
-        InputError: The clips cannot calibrate it; see `observe`. Or more layers are to stay in float than it has.
+        InputError: The clips cannot calibrate it; see `calibrate`. Or more layers are to stay in float than it has.
         UnknownNameError: A layer to keep in float that it does not have, or not in int8.
         CheckpointError: What was trained does not serve the target, or is of another network.
         MissingDependencyError: torchao is not installed.
@@ -138,6 +139,7 @@ def _floats_in_words(
     folded: "GraphModule", floats: list[str], kept: Mapping[str, float | None], unasked: list[str]
 ) -> Iterator[str]:
     """Why which layers stay in float."""
+    from edgeact.quantize.annotate import without_rule
     from edgeact.quantize.layers import called
 
     found = [f"{called(folded, name)} ({db:.1f} dB)" for name, db in kept.items() if db is not None]
@@ -147,6 +149,8 @@ def _floats_in_words(
         yield f"int8: in float stay, as asked, {', '.join(dict.fromkeys(called(folded, name) for name in kept))}"
     if feeding := [called(folded, name) for name in floats if name not in kept and name not in unasked]:
         yield f"int8: in float, too, since these read what they give: {', '.join(feeding)}"
+    if products := [f"{called(folded, node.name)} ({node.name})" for node in without_rule(folded)]:
+        yield f"int8: in float stay, for which there is no int8 rule, {', '.join(products)}"
     if unasked:
         yield f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}"
 
@@ -174,19 +178,23 @@ class _Start:
 
 def _calibrated(folded: "GraphModule", source: Source, scheme: Scheme) -> _Start:
     """`folded` with ranges from clips."""
-    from edgeact.quantize.ranges import observe
+    from edgeact.quantize.calibrate import calibrate
 
-    clips, observer = source.clips, source.options.observer
+    clips = source.clips
     assert clips is not None, "opened where nothing was trained"
-    seen = observe(folded, (clip for _, clip in clips), clips.spec, scheme, observer)
+    found = calibrate(folded, (clip for _, clip in clips), clips.spec, scheme, source.options.calibration.observer)
     samples, used = clips.dataset.samples, len(clips.dataset.samples) - len(clips.skipped)
-    facts = {"clips": used, "classes": len({sample.label for sample in samples}), "observer": observer}
-    note = f"int8: ranges from {used} clips of the training part"
-    return _Start(graph=folded, ranges=seen, scheme=scheme, facts=facts, note=note)
+    facts = {"clips": used, "classes": len({sample.label for sample in samples}), "observer": found.observer}
+    judged = ", ".join(f"{name} {db:.1f} dB" for name, db in found.sqnr_db.items())
+    note = f"int8: ranges from {used} clips of the training part, by {found.observer}"
+    note += f", which loses least ({judged})" if judged else ""
+    return _Start(graph=folded, ranges=found.ranges, scheme=scheme, facts=facts, note=note)
 
 
 def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -> _Start:
     """`folded` with the trained weights and ranges."""
+    from edgeact.quantize.annotate import value_names
+
     if not trained.scheme.serves(demanded):
         raise CheckpointError(
             f"the checkpoint was trained for int8 with {trained.scheme}, the target demands {demanded}: train --qat "
@@ -196,6 +204,8 @@ def _trained(folded: "GraphModule", trained: QuantizedState, demanded: Scheme) -
     own, given = graph.state_dict(), trained.weights
     if {name: (w.shape, w.dtype) for name, w in own.items()} != {name: (w.shape, w.dtype) for name, w in given.items()}:
         raise CheckpointError("the checkpoint's int8 weights are not those of its network: it is damaged")
+    if unknown := set(trained.ranges).difference(value_names(graph).values()):
+        raise CheckpointError(f"the checkpoint has int8 ranges of {some(sorted(unknown))}, which its network lacks")
     graph.load_state_dict(dict(trained.weights))
     note = "int8: weights and ranges from quantization-aware training"
     return _Start(graph=graph, ranges=trained.ranges, scheme=trained.scheme, facts={"trained": True}, note=note)

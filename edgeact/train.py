@@ -23,8 +23,8 @@ from edgeact.clip import ClipSpec
 from edgeact.data import VideoDataset, iter_clips
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, balanced
-from edgeact.quantize.options import CALIBRATION_CLIPS
-from edgeact.quantize.scheme import AFFINE, Observer, Scheme, check_observer
+from edgeact.quantize.options import Calibration
+from edgeact.quantize.scheme import AFFINE, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -41,25 +41,19 @@ class QatConfig:
         scheme: The int8 rule; `AFFINE` serves targets with a free zero point, `PORTABLE` every one.
         distill: Share of the loss that follows the float network's logits: the noise in them over their power, which is
             what SQNR measures. The rest is the cross-entropy with the labels.
-        calibration_clips: Most clips of the training part that give activations their ranges, even over the classes,
-            at least one of each.
-        observer: How a range follows from them: mse, min-max or percentile.
+        calibration: What gives activations their ranges.
         freeze_after: Share of the epochs after which the ranges stay as they are.
     """
 
     scheme: Scheme = AFFINE
     distill: float = 1.0
-    calibration_clips: int = CALIBRATION_CLIPS
-    observer: Observer = "mse"
+    calibration: Calibration = field(default_factory=Calibration)
     freeze_after: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("distill", "freeze_after"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
-        if self.calibration_clips < 1:
-            raise InputError(f"calibration_clips is {self.calibration_clips}: ranges need at least 1")
-        check_observer(self.observer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +145,7 @@ def train(
         if config.qat is None:
             subject = _Float(synchronize_batch_norm_(model, device) if world > 1 else model)
         else:
-            count = max(config.qat.calibration_clips, len(train_set.labels))
+            count = max(config.qat.calibration.clips, len(train_set.labels))
             clips = EvaluationSet(balanced(train_set, count), spec, cache=cache)
             subject = QuantizationAware(model, spec, config.qat, clips, device)
         steps = len(train_set.samples) // config.batch_size

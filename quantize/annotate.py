@@ -30,7 +30,16 @@ from edgeact.lowering import Conv, default_taps
 from edgeact.lowering.convolution import MOST_STACKED
 from edgeact.quantize.scheme import Scheme
 
-__all__ = ["SchemeQuantizer", "adds_taps", "in_float", "is_weighted", "moves_data", "observers", "value_names"]
+__all__ = [
+    "SchemeQuantizer",
+    "adds_taps",
+    "in_float",
+    "is_weighted",
+    "moves_data",
+    "observers",
+    "value_names",
+    "without_rule",
+]
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "linear"}
 _FUSED = {"relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"}  # runtimes clamp as they write int8
@@ -41,6 +50,9 @@ _COMPUTING = """
 _MOVING = """
     adaptive_max_pool3d clone constant_pad_nd contiguous dropout expand flatten flip index_select max_pool2d max_pool3d
     pad permute reshape select slice squeeze transpose unsqueeze view
+"""
+_WITHOUT_RULE = """
+    addmm baddbmm bmm conv_transpose1d conv_transpose2d conv_transpose3d einsum matmul mm scaled_dot_product_attention
 """
 _SMALLEST_SCALE = 2.0**-20
 
@@ -84,6 +96,11 @@ def in_float(quantized: fx.GraphModule, scheme: Scheme) -> list[str]:
     read in float is computed in float there.
     """
     return [node.name for node in quantized.graph.nodes if is_weighted(node) and not _is_int8(node, scheme)]
+
+
+def without_rule(graph: fx.GraphModule) -> list[fx.Node]:
+    """The products of `graph` that stay in float on every target: its attention and its transposed convolutions."""
+    return [node for node in graph.graph.nodes if _name(node) in _WITHOUT_RULE.split()]
 
 
 def _is_int8(node: fx.Node, scheme: Scheme) -> bool:

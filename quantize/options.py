@@ -1,16 +1,34 @@
 """What a user says of int8."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from edgeact.errors import InputError
-from edgeact.quantize.scheme import Observer, check_observer
+from edgeact.errors import InputError, UnknownNameError
+from edgeact.quantize.scheme import Observer
 from edgeact.quantize.state import QuantizedState
 
-__all__ = ["CALIBRATION_CLIPS", "Int8"]
+__all__ = ["Calibration", "Int8"]
 
-# What one clip of real video exceeds is cut off: 64 clips cost up to 7 dB against all of a training part's 230.
-CALIBRATION_CLIPS = 256
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What gives activations their ranges.
+
+    Attributes:
+        clips: Most clips of the training part, even over the classes, at least one of each. What all of them stay below
+            is cut off on the device: 64 clips cost up to 7 dB against all of a training part's 230.
+        observer: How a range follows from them: mse, percentile or min-max; auto takes the one whose int8 network is
+            closest to the float one on some of them.
+    """
+
+    clips: int = 256
+    observer: Observer | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.clips < 1:
+            raise InputError(f"calibration takes {self.clips} clips: int8 needs at least 1")
+        if self.observer not in (known := ("auto", *get_args(Observer))):
+            raise UnknownNameError("observer", self.observer, known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,23 +36,17 @@ class Int8:
     """How an int8 network is made.
 
     Attributes:
-        calibration_clips: Most clips of the training part that give activations their ranges, even over the classes,
-            at least one of each.
-        observer: How a range follows from them: mse, min-max or percentile.
+        calibration: What gives activations their ranges.
         keep_float: How many layers stay in float, those whose rounding costs most; "auto" takes as few as the gates on
             accuracy need on the validation part; or the layers themselves, as the network calls its modules.
         trained: What quantization-aware training left of the network (`Checkpoint.quantized`): nothing is calibrated.
     """
 
-    calibration_clips: int = CALIBRATION_CLIPS
-    observer: Observer = "mse"
+    calibration: Calibration = field(default_factory=Calibration)
     keep_float: int | Literal["auto"] | tuple[str, ...] = 0
     trained: QuantizedState | None = None
 
     def __post_init__(self) -> None:
-        check_observer(self.observer)
-        if self.calibration_clips < 1:
-            raise InputError(f"calibration_clips is {self.calibration_clips}: int8 needs at least 1")
         if isinstance(self.keep_float, int) and self.keep_float < 0:
             raise InputError(f"keep_float is {self.keep_float}: it is a number of layers, 'auto', or names of layers")
 

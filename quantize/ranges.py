@@ -5,19 +5,19 @@
 An observer says how a range follows from the values seen:
 
     mse           what loses least when it is rounded: the L2 error over a histogram (torchao's HistogramObserver)
-    min-max       their extremes: up to 4 dB better where no clip has outliers, 10 dB worse where some have
-    percentile    what leaves out 0.01 % of them at either end
+    percentile    what leaves out 0.01 % of them at either end: for networks with outliers
+    min-max       their extremes: where no clip has outliers
 """
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx
-from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver
+from torchao.quantization.pt2e import HistogramObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgeact.clip import ClipSpec, normalize
@@ -41,16 +41,14 @@ def observe(
     clips: Iterable[NDArray[np.uint8]],
     spec: ClipSpec,
     scheme: Scheme,
-    observer: Observer = "mse",
-) -> dict[str, tuple[float, float]]:
-    """The ranges of the activations that `scheme` quantizes.
+) -> dict[Observer, Ranges]:
+    """The ranges of the activations that `scheme` quantizes, as every observer sees them.
 
     Args:
         graph: Float `clip_BCTHW -> logits_BK` with B=1, BatchNorm folded; it is not changed.
         clips: uint8 clips `[1, T, H, W, 3]` of the kind that the device will see.
         spec: How they are normalised.
         scheme: What the target demands.
-        observer: How a range follows from the values seen.
 
     Raises:
         InputError: No clips, an activation or a weight that is not finite, an activation that is the same on all of
@@ -62,8 +60,7 @@ def observe(
                 f"the weight of {_called(node)} is computed for every clip ({weight.name}): int8 stores weights; fold "
                 "what computes it, as torch.nn.utils.parametrize.remove_parametrizations does"
             )
-    watch = MinMaxObserver if observer == "min-max" else _SampledHistogram
-    prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, watch=watch))
+    prepared = prepare_pt2e(copy.deepcopy(graph), SchemeQuantizer(scheme, watch=_SampledHistogram))
     run = _Observe(prepared, {node.name for node in graph.graph.nodes if scheme.partial_sums and adds_taps(node)})
     count = 0
     with torch.no_grad():
@@ -75,12 +72,14 @@ def observe(
     names = {node.name: name for node, name in value_names(graph).items()}
     watched = list(observers(prepared))
     pixels = {seen for value, seen in watched if value.op == "placeholder"}  # and what moves them has their observer
-    ranges = {}
     for value, seen in watched:
         _check(value, seen, count)
-        if value.op != "get_attr":
-            ranges[names[value.name]] = _pixels(spec) if seen in pixels else _range(seen, observer)
-    return ranges
+    activations = {names[value.name]: seen for value, seen in watched if value.op != "get_attr"}
+
+    def ranges(observer: Observer) -> Ranges:
+        return {n: _pixels(spec) if seen in pixels else _range(seen, observer) for n, seen in activations.items()}
+
+    return {observer: ranges(observer) for observer in get_args(Observer)}
 
 
 class _SampledHistogram(HistogramObserver):  # type: ignore[misc]

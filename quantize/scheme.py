@@ -1,19 +1,13 @@
 """The int8 rule that a target demands: what is fixed before any clip is seen."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from edgeact.errors import InputError, UnknownNameError
+from edgeact.errors import InputError
 
-__all__ = ["AFFINE", "PORTABLE", "Observer", "Scheme", "check_observer"]
+__all__ = ["AFFINE", "PORTABLE", "Observer", "Scheme"]
 
-Observer = Literal["mse", "min-max", "percentile"]  # how a range follows from the values seen: see `ranges`
-
-
-def check_observer(name: str) -> None:
-    """Raises UnknownNameError where there is no such observer."""
-    if name not in get_args(Observer):
-        raise UnknownNameError("observer", name, get_args(Observer))
+Observer = Literal["mse", "percentile", "min-max"]  # how a range follows from the values seen: see `ranges`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,4 +20,4 @@ def calibrated(model: nn.Module, clips: Iterable[Any], spec: ClipSpec, scheme: S
     """`model` with BatchNorm folded, in int8, with the ranges of `clips`."""
     graph = fold(model.eval(), spec)
     with quiet_torchao():
-        return quantize(graph, observe(graph, clips, spec, scheme), scheme)
+        return quantize(graph, observe(graph, clips, spec, scheme)["mse"], scheme)

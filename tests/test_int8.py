@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import edgeact
 from edgeact._capture import quiet_torchao
@@ -22,13 +23,13 @@ from edgeact.errors import CheckpointError, InputError, MissingDependencyError, 
 from edgeact.models import create_model
 from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, Placement
-from edgeact.quantize.options import Int8
+from edgeact.quantize.options import Calibration, Int8
 from edgeact.quantize.scheme import PORTABLE, Scheme
 from edgeact.train import QatConfig, TrainConfig, train
 
 Export = Callable[..., Bundle]
 OPTIONS = {"width": 0.125, "dropout": 0.0}
-FEW = Int8(calibration_clips=12)
+FEW = Int8(calibration=Calibration(clips=12))
 
 
 class Small(nn.Module):
@@ -70,16 +71,20 @@ def test_it_is_small_and_follows_the_simulation(export: Export, monkeypatch: pyt
     report = bundle.report()
     assert report.held, report.failures
     assert report.artifact["size_mb"] < 0.29 * report.artifact["weights_fp32_mb"], "a quarter, and the graph"
+    (ranges,) = (
+        note for note in report.notes if note.startswith("int8: ranges from 12 clips of the training part, by")
+    )
+    observer = bundle.manifest["facts"]["quantization"]["observer"]
+    assert f"by {observer}, which loses least (" in ranges
     assert bundle.manifest["facts"]["quantization"] == {
         "clips": 12,
         "classes": 12,
-        "observer": "mse",
+        "observer": observer,
         "in_float": [],
         "kept": {},
         "symmetric": False,
         "partial_sums": False,
     }
-    assert "int8: ranges from 12 clips of the training part" in report.notes
     convolutions = {name: count for name, count in kernels_of(bundle).items() if name.startswith("Convolution")}
     assert sum(convolutions.values()) == sum(isinstance(module, nn.Conv3d) for module in model.modules())
     assert all(name.endswith("_I8") for name in convolutions), convolutions
@@ -99,6 +104,20 @@ def test_it_is_small_and_follows_the_simulation(export: Export, monkeypatch: pyt
     monkeypatch.setattr("edgeact.runtime.openvino._LAYERS_BYTES", sum(values.nbytes for values in together) // 3)
     apart = list(runner.layers(clip))  # other outputs are fused otherwise: roundings differ
     assert min(compare_outputs(*pair)[0] for pair in zip(together, apart, strict=True)) > 10
+
+
+class Attends(Small):
+    def forward(self, clip: Tensor) -> Tensor:
+        tokens = self.body(self.stem(clip)).flatten(2).transpose(1, 2)
+        tokens = functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        out: Tensor = self.fc(tokens.mean(1))
+        return out
+
+
+def test_products_without_an_int8_rule_are_told(export: Export) -> None:
+    notes = export(Attends()).report().notes
+    (note,) = (note for note in notes if "for which there is no int8 rule" in note)
+    assert "scaled_dot_product_attention" in note
 
 
 def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +230,7 @@ def float_network() -> nn.Module:
 
 def trained(videos: Path, spec: ClipSpec, out: Path, scheme: Scheme = PORTABLE, **changed: Any) -> dict[str, float]:
     model = float_network()
-    qat = QatConfig(calibration_clips=12, freeze_after=1.0, scheme=scheme)
+    qat = QatConfig(calibration=Calibration(clips=12), freeze_after=1.0, scheme=scheme)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "threads": 1, "lr": 1e-3, "qat": qat}
     best = train(
         model,
@@ -327,23 +346,24 @@ def test_what_int8_refuses(checkpoint: Path, export: Export, tiny_spec: ClipSpec
         dataclasses.replace(quantized, weights={"x": torch.tensor([1, torch.nan])})
     with pytest.raises(InputError, match="keep_float is 5, and this network has 4 int8 layers"):
         export(Small(), int8=dataclasses.replace(FEW, keep_float=5))
+    more = dataclasses.replace(quantized, ranges={**quantized.ranges, "relu_99": (0.0, 1.0)})
+    with pytest.raises(CheckpointError, match="has int8 ranges of 'relu_99', which its network lacks"):
+        export(float_network(), int8=Int8(trained=more))
     unknown = dataclasses.replace(quantized, ranges={})
     with pytest.raises(InputError, match="there is no range for"):
         export(float_network(), int8=Int8(trained=unknown))
     with pytest.raises(InputError, match="options of int8 were given, and the precision is fp32"):
         export(precision="fp32")
-    with pytest.raises(InputError, match="calibration_clips is 0: int8 needs at least 1"):
-        Int8(calibration_clips=0)
+    with pytest.raises(InputError, match="calibration takes 0 clips: int8 needs at least 1"):
+        Calibration(clips=0)
     with pytest.raises(InputError, match="keep_float is -1: it is a number of layers, 'auto', or names of layers"):
         Int8(keep_float=-1)
     with pytest.raises(UnknownNameError, match="unknown observer 'minmax': did you mean 'min-max'"):
-        Int8(observer="minmax")
+        Calibration(observer="minmax")
     with pytest.raises(InputError, match="is no int8 scheme"):
         Scheme.from_dict({"symmetric": 1})
     with pytest.raises(InputError, match=r"distill is 2: it is a share, from 0 to 1"):
         QatConfig(distill=2)
-    with pytest.raises(InputError, match="calibration_clips is 0: ranges need at least 1"):
-        QatConfig(calibration_clips=0)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 

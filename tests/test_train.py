@@ -108,8 +108,9 @@ from pathlib import Path
 from edgeact.clip import ClipSpec
 from edgeact.data import open_dataset
 from edgeact.models import create_model
+from edgeact.quantize.options import Calibration
 from edgeact.train import QatConfig, TrainConfig, train
-qat = QatConfig(calibration_clips=12, distill=0.5) if sys.argv[4] == "int8" else None
+qat = QatConfig(calibration=Calibration(clips=12), distill=0.5) if sys.argv[4] == "int8" else None
 videos, out, spec = Path(sys.argv[1]), Path(sys.argv[2]), ClipSpec.from_dict(json.loads(sys.argv[3]))
 torch.manual_seed(0)
 options = {"width": 0.125, "dropout": 0.0}

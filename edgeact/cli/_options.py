@@ -10,8 +10,18 @@ import click
 from edgeact.clip import ClipSpec
 from edgeact.errors import InputError
 from edgeact.parity import Gates, Report
+from edgeact.quantize.options import Calibration
 
-__all__ = ["gate_options", "make_gates", "make_spec", "parse_options", "print_report", "spec_options"]
+__all__ = [
+    "calibration_options",
+    "gate_options",
+    "make_gates",
+    "make_spec",
+    "parse_options",
+    "print_report",
+    "spec_options",
+    "take_calibration",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,6 +44,21 @@ spec_options = _apply(
         click.option("--crop", metavar="HxW", help="Centre crop in pixels: 112 or 112x112."),
         click.option("--mean", metavar="R,G,B", help="Per-channel mean, on the scale 0..1."),
         click.option("--std", metavar="R,G,B", help="Per-channel standard deviation, on the scale 0..1."),
+    ]
+)
+
+calibration_options = _apply(
+    [
+        click.option(
+            "--calibration-clips",
+            type=click.IntRange(1),
+            help="Of int8: most clips of the training part that give the ranges.  [default: 256]",
+        ),
+        click.option(
+            "--observer",
+            help="Of int8: how a range follows from them: mse, percentile, min-max, or auto, which takes the one that "
+            "loses least.  [default: auto]",
+        ),
     ]
 )
 
@@ -73,6 +98,12 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
             except ValueError as exc:
                 raise InputError(f"--{name} {taken[name]!r}: write three numbers, as 0.45,0.45,0.45") from exc
     return ClipSpec.from_dict(fields)
+
+
+def take_calibration(asked: dict[str, Any]) -> Calibration:
+    """From those of the `calibration_options` that were `asked` for; they are taken out of it."""
+    names = {"calibration_clips": "clips", "observer": "observer"}
+    return Calibration(**{field: asked.pop(option) for option, field in names.items() if option in asked})
 
 
 def make_gates(base: Gates, given: dict[str, Any]) -> Gates:

@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from edgeact.cli._options import gate_options, make_gates, parse_options, print_report, spec_options
+from edgeact.cli._options import (
+    calibration_options,
+    gate_options,
+    make_gates,
+    parse_options,
+    print_report,
+    spec_options,
+    take_calibration,
+)
 
 if TYPE_CHECKING:
     from edgeact.quantize.options import Int8
@@ -32,18 +40,13 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
     "--num-classes", type=click.IntRange(1), help="Classes of an untrained model.  [default: those of --data]"
 )
 @click.option("--clips", type=click.IntRange(1), help="Most clips to compare, even over the classes.  [default: all]")
-@click.option(
-    "--calibration-clips",
-    type=click.IntRange(1),
-    help="Most clips of the training part that int8 takes its ranges from.  [default: 256]",
-)
+@calibration_options
 @click.option(
     "--keep-float",
     metavar="N|auto|LAYER,…",
     help="Of int8: leave the N layers whose rounding costs most in float; auto takes as few as --max-drop and "
     "--min-agreement need on the validation clips; or name them, as stem,fc.",
 )
-@click.option("--observer", help="How a range follows from the clips: mse, min-max, percentile.  [default: mse]")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Latency rounds.")
 @click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used, instead of failing.")
@@ -127,4 +130,4 @@ def _int8(given: dict[str, Any], precision: str, trained: "QuantizedState | None
         if not all(keep.split(",")):
             raise InputError(f"--keep-float {keep!r}: give a number of layers, auto, or names of layers with commas")
         asked["keep_float"] = int(keep) if keep.lstrip("-").isdecimal() else tuple(keep.split(","))
-    return Int8(**asked, trained=trained)
+    return Int8(calibration=take_calibration(asked), **asked, trained=trained)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeact.cli._options import parse_options, spec_options
+from edgeact.cli._options import calibration_options, parse_options, spec_options, take_calibration
 
 if TYPE_CHECKING:
     from edgeact.cli._model import Network
@@ -29,8 +29,7 @@ __all__ = ["command"]
     "the target that it is for.  [default: affine]",
 )
 @click.option("--distill", type=float, help="Of --qat: share of the loss on the float logits.  [default: 1]")
-@click.option("--calibration-clips", type=int, help="Of --qat: most clips that give the ranges.  [default: 256]")
-@click.option("--observer", help="Of --qat: how a range follows from them: mse, min-max, percentile.  [default: mse]")
+@calibration_options
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run of the same settings.")
 @click.option("--epochs", type=int, help="[default: 15; 6 with --qat]")
@@ -136,7 +135,7 @@ def _qat(given: dict[str, Any]) -> "QatConfig | None":
         if asked["scheme"] not in schemes:
             raise UnknownNameError("scheme", asked["scheme"], schemes)
         asked["scheme"] = schemes[asked["scheme"]]
-    return QatConfig(**asked)
+    return QatConfig(calibration=take_calibration(asked), **asked)
 
 
 def _config(given: dict[str, Any], qat: "QatConfig | None") -> "TrainConfig":

@@ -26,7 +26,7 @@ def test_what_is_trained_is_what_is_exported(name: str) -> None:
     clips = np.random.default_rng(0).integers(0, 256, (3, *SPEC.clip_shape), dtype=np.uint8)
     graph = fold(model, SPEC)
     with quiet_torchao():
-        ranges = observe(graph, (clip[None] for clip in clips), SPEC, PORTABLE)
+        ranges = observe(graph, (clip[None] for clip in clips), SPEC, PORTABLE)["mse"]
         trained = FakeQuantized(fold(model, SPEC, any_batch=True), PORTABLE)
         trained.set_ranges(ranges)
         exported = quantize(graph, ranges, PORTABLE)
