@@ -442,4 +442,4 @@ def test_tflite_runtime_where_only_that_is_installed(
     assert done.returncode == outside, done.stdout + done.stderr
     assert [failure.split(":")[0] for failure in json.loads(report)["failures"]] == ["placement"] * outside
     assert state == "1 False False"
-    assert json.loads(report)["placement"]["fallback_ops"] == 0
+    assert (json.loads(report)["placement"]["fallback_ops"] > 0) is outside
