@@ -11,7 +11,11 @@ and holds the partial sums that the volumetric graph never computes (`edgeact.qu
 
 import copy
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeact._capture import fold, quiet_torchao
 from edgeact.clip import ClipSpec
@@ -47,6 +51,7 @@ class QuantizationAware:
         self, model: "nn.Module", spec: ClipSpec, config: "QatConfig", clips: EvaluationSet, device: "torch.device"
     ) -> None:
         self._spec, self._config, self._clips, self._device = spec, config, clips, device
+        self._observer = config.calibration.observer
         self._float = fold(copy.deepcopy(model), spec)  # takes the weights that are trained: the teacher keeps its own
         with quiet_torchao():
             try:
@@ -59,14 +64,20 @@ class QuantizationAware:
     def start_epoch(self, share: float) -> None:
         """Take the ranges anew, unless this `share` of the training is over that they are frozen after."""
         from edgeact.quantize.calibrate import calibrate
+        from edgeact.quantize.ranges import observe
 
         if share and share >= self._config.freeze_after:
             return
-        self._float.load_state_dict(dict(self.module.weights()))
+        how = (self._spec, self._config.scheme)
         with quiet_torchao():
-            clips, observer = (clip for _, clip in self._clips), self._config.calibration.observer
-            found = calibrate(self._float.cpu(), clips, self._spec, self._config.scheme, observer)
-        self.module.set_ranges(found.ranges)
+            if self._observer == "auto":  # of the network as it was given: the same when the run is resumed
+                self._observer = calibrate(self._float, self._arrays(), *how).observer
+            self._float.load_state_dict(dict(self.module.weights()))
+            ranges = observe(self._float.cpu(), self._arrays(), *how)[self._observer]
+        self.module.set_ranges(ranges)
+
+    def _arrays(self) -> Iterator[NDArray[np.uint8]]:
+        return (clip for _, clip in self._clips)
 
     def parts(self) -> dict[str, Any]:
         """`state` and `quantized` of the checkpoint."""

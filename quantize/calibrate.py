@@ -22,7 +22,7 @@ from edgeact.quantize.scheme import Observer, Scheme
 
 __all__ = ["Calibrated", "calibrate"]
 
-_JUDGING_CLIPS = 16
+_JUDGING_CLIPS = 64  # of 16, one clip that an observer cuts off, or its absence, decided
 
 
 @dataclass(frozen=True, kw_only=True)
