@@ -73,12 +73,13 @@ def layers_in_words(
     for other, layers in compared.items():
         worst, lowest_db = min(layers, key=lambda pair: pair[1])
         diverged = next(((name, db) for name, db in layers if db < _DIVERGED_DB), None)
+        where = f"below {_DIVERGED_DB:g} dB of {other}, on the noisiest clips"
         if diverged is None:
-            yield f"int8: no layer is below {_DIVERGED_DB:g} dB of {other} ({called(folded, worst)} is lowest)"
+            yield f"int8: no layer is {where} ({called(folded, worst)} is lowest)"
         else:
             yield (
-                f"int8: the first layer below {_DIVERGED_DB:g} dB of {other} is {called(folded, diverged[0])} "
-                f"({diverged[1]:.1f} dB), the lowest is {called(folded, worst)} ({lowest_db:.1f} dB)"
+                f"int8: the first layer {where} is {called(folded, diverged[0])} ({diverged[1]:.1f} dB), the lowest is "
+                f"{called(folded, worst)} ({lowest_db:.1f} dB)"
             )
 
 

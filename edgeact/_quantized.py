@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeact._capture import eager, quiet_torchao
 from edgeact._layouts import some
@@ -149,8 +150,8 @@ def _floats_in_words(
         yield f"int8: in float stay, as asked, {', '.join(dict.fromkeys(called(folded, name) for name in kept))}"
     if feeding := [called(folded, name) for name in floats if name not in kept and name not in unasked]:
         yield f"int8: in float, too, since these read what they give: {', '.join(feeding)}"
-    if products := [f"{called(folded, node.name)} ({node.name})" for node in without_rule(folded)]:
-        yield f"int8: in float stay, for which there is no int8 rule, {', '.join(products)}"
+    if others := [f"{count} {name}" for name, count in without_rule(folded).most_common()]:
+        yield f"int8: in float stay, having no int8 rule: {', '.join(others)}"
     if unasked:
         yield f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}"
 
@@ -180,14 +181,20 @@ def _calibrated(folded: "GraphModule", source: Source, scheme: Scheme) -> _Start
     """`folded` with ranges from clips."""
     from edgeact.quantize.calibrate import calibrate
 
-    clips = source.clips
+    clips, labels = source.clips, []
     assert clips is not None, "opened where nothing was trained"
-    found = calibrate(folded, (clip for _, clip in clips), clips.spec, scheme, source.options.calibration.observer)
-    samples, used = clips.dataset.samples, len(clips.dataset.samples) - len(clips.skipped)
-    facts = {"clips": used, "classes": len({sample.label for sample in samples}), "observer": found.observer}
+
+    def arrays() -> Iterator[NDArray[np.uint8]]:
+        for sample, clip in clips:
+            labels.append(sample.label)
+            yield clip
+
+    found = calibrate(folded, arrays(), clips.spec, scheme, source.options.calibration.observer)
+    facts = {"clips": len(labels), "classes": len(set(labels)), "observer": found.observer}
     judged = ", ".join(f"{name} {db:.1f} dB" for name, db in found.sqnr_db.items())
-    note = f"int8: ranges from {used} clips of the training part, by {found.observer}"
+    note = f"int8: ranges from {len(labels)} clips of the training part, by {found.observer}"
     note += f", which loses least ({judged})" if judged else ""
+    note += f"; skipped: {'; '.join(clips.skipped)}" if clips.skipped else ""
     return _Start(graph=folded, ranges=found.ranges, scheme=scheme, facts=facts, note=note)
 
 

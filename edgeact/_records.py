@@ -57,6 +57,8 @@ def default_name(model: str, target: str, precision: str, options: Mapping[str, 
 def bundle_name(name: str) -> str:
     if not name or Path(name).name != name or name.startswith("."):
         raise InputError(f"a bundle cannot be named {name!r}: give a plain folder name")
+    if name.endswith(aside("")):
+        raise InputError(f"a bundle cannot be named {name!r}: {aside('')} marks those that fell short")
     return name
 
 

@@ -121,7 +121,7 @@ class Trainer:
         if not distill:
             return loss
         noise_B, power_B = self._noise(logits_BK, clips_BCTHW)
-        return (1 - distill) * loss + distill * noise_B.sum() / power_B.sum()  # of one clip the power may be next to none
+        return (1 - distill) * loss + distill * noise_B.sum() / power_B.sum()  # one clip's power may be next to none
 
     def _noise(self, logits_BK: torch.Tensor, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Squares of the differences from the teacher's logits, and of these, summed for every clip."""

@@ -228,6 +228,7 @@ def create_bundle(out: Path, name: str) -> Iterator[Draft]:
         yield draft
         if not draft.held:
             final = out / aside(name)
+        _check_replaceable(final)  # once more: an export takes minutes
         if final.exists():
             final.rename(old)
         partial.rename(final)
@@ -244,6 +245,8 @@ def create_bundle(out: Path, name: str) -> Iterator[Draft]:
 def _check_replaceable(place: Path) -> None:
     if place.exists() or place.is_symlink():
         try:
+            if place.is_symlink():
+                raise BundleError("it is a link")
             check_unlisted(place, read_manifest(place))
         except BundleError as exc:
             raise InputError(f"{place} is left alone, choose another --out or --name: {exc}") from exc

@@ -66,6 +66,8 @@ def validate(
     gates = gates or stored_gates(opened)
     golden, reference = opened.golden(), opened.reference()
     notes, failures = _check_decoding(golden, opened)
+    if opened.manifest["facts"].get("held") is False:
+        failures.append("export: it fell short there, as its report.json says: export it again with the gates to hold")
     numerics: Numerics | NotMeasured
     accuracy: Accuracy | NotMeasured
     latency: Latency | NotMeasured

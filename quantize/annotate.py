@@ -51,9 +51,6 @@ _MOVING = """
     adaptive_max_pool3d clone constant_pad_nd contiguous dropout expand flatten flip index_select max_pool2d max_pool3d
     pad permute reshape select slice squeeze transpose unsqueeze view
 """
-_WITHOUT_RULE = """
-    addmm baddbmm bmm conv_transpose1d conv_transpose2d conv_transpose3d einsum matmul mm scaled_dot_product_attention
-"""
 _SMALLEST_SCALE = 2.0**-20
 
 
@@ -98,9 +95,11 @@ def in_float(quantized: fx.GraphModule, scheme: Scheme) -> list[str]:
     return [node.name for node in quantized.graph.nodes if is_weighted(node) and not _is_int8(node, scheme)]
 
 
-def without_rule(graph: fx.GraphModule) -> list[fx.Node]:
-    """The products of `graph` that stay in float on every target: its attention and its transposed convolutions."""
-    return [node for node in graph.graph.nodes if _name(node) in _WITHOUT_RULE.split()]
+def without_rule(graph: fx.GraphModule) -> Counter[str]:
+    """How many ops of `graph` are in no table: attention's products, norms, GELU and the like stay in float."""
+    known = {"cat", "getitem", *_WEIGHTED, *_FUSED, *_COMPUTING.split(), *_MOVING.split()}
+    found = (node for node in graph.graph.nodes if _name(node) and _name(node) not in known)
+    return Counter(_name(node) for node in found if any(_is_float(value) for value in node.all_input_nodes))
 
 
 def _is_int8(node: fx.Node, scheme: Scheme) -> bool:
@@ -215,5 +214,5 @@ def _is_fused(node: fx.Node) -> bool:
 
 
 def _is_float(node: fx.Node) -> bool:
-    value = node.meta["val"]  # of a free batch, sizes are computed in the graph, too
+    value = node.meta.get("val")  # of a free batch, sizes are computed in the graph, too
     return node.op != "get_attr" and isinstance(value, torch.Tensor) and value.dtype == torch.float32

@@ -10,13 +10,14 @@ Every arrow into an int8 op is a dequantize op, every arrow out of it a quantize
 import copy
 import operator
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgeact.errors import InputError
-from edgeact.quantize.annotate import SchemeQuantizer, in_float, moves_data, observers, value_names
+from edgeact.quantize.annotate import SchemeQuantizer, in_float, is_weighted, moves_data, observers, value_names
 from edgeact.quantize.ranges import Ranges
 from edgeact.quantize.scheme import Scheme
 
@@ -63,12 +64,30 @@ def _convert(
         else:
             raise InputError(f"there is no range for {names[watched.name]}: these ranges are of another network")
     quantized: fx.GraphModule = convert_pt2e(prepared)
+    _give_each_its_bias(quantized)
     for node in quantized.graph.nodes:
         if node.name in read_float:
             _read_float(node)
     quantized.graph.eliminate_dead_code()
     quantized.recompile()
     return quantized
+
+
+def _give_each_its_bias(quantized: fx.GraphModule) -> None:
+    """Runtimes store a bias in steps of its layer's input and weight: a layer that is used twice needs two of them."""
+    seen = set()
+    for node in quantized.graph.nodes:
+        if not is_weighted(node) or len(node.args) < 3 or node.args[2] is None:
+            continue
+        bias: Any = node.args[2]
+        if bias in seen:
+            name = f"{node.name}_bias"
+            quantized.register_buffer(name, operator.attrgetter(str(bias.target))(quantized).detach().clone())
+            with quantized.graph.inserting_before(node):
+                own = quantized.graph.get_attr(name)
+            own.meta = dict(bias.meta)
+            node.update_arg(2, own)
+        seen.add(bias)
 
 
 def _read_float(node: fx.Node) -> None:

@@ -47,8 +47,10 @@ class Int8:
     trained: QuantizedState | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep_float, int) and self.keep_float < 0:
-            raise InputError(f"keep_float is {self.keep_float}: it is a number of layers, 'auto', or names of layers")
+        keep = self.keep_float
+        named = isinstance(keep, tuple) and all(isinstance(name, str) for name in keep)
+        if not (named or keep == "auto" or (isinstance(keep, int) and keep >= 0)):
+            raise InputError(f"keep_float is {keep!r}: it is a number of layers, 'auto', or names of layers in a tuple")
 
     @property
     def ranks_layers(self) -> bool:

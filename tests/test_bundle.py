@@ -280,7 +280,7 @@ def test_only_a_bundle_and_nothing_beside_it_is_replaced(bundle: Path) -> None:
     for name, reason in (
         ("extension", "has schema None"),
         ("small", r"does not list, first 'notes\.txt'"),
-        ("linked", "it is not a folder"),
+        ("linked", "it is a link"),
     ):
         with (
             pytest.raises(InputError, match=f"{name} is left alone, choose another --out or --name: .*{reason}"),
@@ -300,6 +300,24 @@ def test_a_bundle_that_fell_short_stands_aside(bundle: Path) -> None:
     assert sorted(file.name for file in bundle.parent.iterdir()) == ["small", "small-failed"]
     (bundle.parent / "small-failed" / "notes.txt").write_text("")
     with pytest.raises(InputError, match=r"small-failed is left alone"), create_bundle(bundle.parent, "small"):
+        pass
+
+
+def test_what_came_while_a_bundle_was_written_is_left_alone(bundle: Path) -> None:
+    for place in (bundle / "thesis.txt", bundle.parent / "new" / "thesis.txt"):
+
+        def written() -> None:
+            with create_bundle(bundle.parent, place.parent.name) as draft:  # noqa: B023
+                write_manifest(draft.folder, fields() | {"artifact": []})
+                place.parent.mkdir(exist_ok=True)  # noqa: B023
+                place.write_text("years of work")  # noqa: B023
+
+        with pytest.raises(InputError, match="is left alone, choose another --out or --name"):
+            written()
+        assert place.read_text() == "years of work"
+    (bundle / "thesis.txt").unlink()
+    (bundle.parent / "linked").symlink_to(bundle)
+    with pytest.raises(InputError, match="it is a link"), create_bundle(bundle.parent, "linked"):
         pass
 
 

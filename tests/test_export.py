@@ -198,6 +198,8 @@ def test_a_gate_that_is_missed_fails_and_keeps_the_bundle(videos: Path, tiny_spe
     assert any("SQNR" in failure and "'artifact'" in failure for failure in report.failures)
     assert any("latency" in failure for failure in report.failures)
     assert bundle.manifest["facts"]["held"] is False
+    again = edgeact.validate(bundle, data=videos, threads=1, rounds=1, gates=Gates(min_sqnr_db=0))
+    assert [failure for failure in again.failures if failure.startswith("export: it fell short there")], again.failures
 
 
 def test_what_is_asked_is_checked_before_anything_is_written(
@@ -342,7 +344,9 @@ def test_int8_needs_clips_to_calibrate_on(videos: Path, tiny_spec: ClipSpec, tmp
     model = tiny("ir_csn_26", tiny_spec)
     with pytest.raises(InputError, match=r"int8 takes clips of the training part, and .*'train' split"):
         edgeact.export(model, target="openvino", precision="int8", spec=tiny_spec, data=held_out, out=tmp_path / "out")
+    readable = {}
     for sample in (held_out / row.split(",")[0] for row in rows if row.endswith("train")):
+        readable[sample] = sample.read_bytes()
         sample.write_bytes(b"no video")
     (held_out / "split.csv").write_text("\n".join(rows) + "\n")
     with pytest.raises(InputError, match="none of 24 videos can be used"):
@@ -356,3 +360,21 @@ def test_int8_needs_clips_to_calibrate_on(videos: Path, tiny_spec: ClipSpec, tmp
             on_corrupt="skip",
         )
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    for other in (path for path in readable if path.parent != sample.parent):
+        other.write_bytes(readable[other])
+    bundle = edgeact.export(
+        model,
+        target="openvino",
+        precision="int8",
+        spec=tiny_spec,
+        data=held_out,
+        out=tmp_path / "out",
+        clips=12,
+        threads=1,
+        rounds=1,
+        on_corrupt="skip",
+    )
+    calibrated = bundle.manifest["facts"]["quantization"]
+    assert (calibrated["clips"], calibrated["classes"]) == (22, 11), "of 24 clips in 12 classes"
+    (note,) = (note for note in bundle.report().notes if "ranges from 22 clips of the training part" in note)
+    assert "; skipped: " in note

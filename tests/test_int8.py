@@ -104,6 +104,28 @@ def test_it_is_small_and_follows_the_simulation(export: Export, monkeypatch: pyt
     assert min(compare_outputs(*pair)[0] for pair in zip(together, apart, strict=True)) > 10
 
 
+class Twice(Small):
+    """One convolution and one linear layer, each with a bias, used on inputs of different scales."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.stem(clip)
+        x = self.body[0](5 * self.body[0](x).relu()).relu().mean((2, 3, 4))
+        out: Tensor = self.fc(x)
+        return out
+
+
+@pytest.mark.parametrize("target", ["openvino", "android", "litert"])
+def test_a_layer_that_is_used_twice_has_two_biases(export: Export, target: str) -> None:
+    model = Twice()
+    with torch.no_grad():
+        for module in (model.body[0], model.stem[0]):
+            module.bias.uniform_(-2, 2)
+    numerics = export(model, target=target).report().numerics
+    assert isinstance(numerics, Numerics)
+    assert numerics.sqnr_db > 25, "the artifact computes what was simulated"
+    assert numerics.rungs[-1].step_sqnr_db > 30
+
+
 class Attends(Small):
     def forward(self, clip: Tensor) -> Tensor:
         tokens = self.body(self.stem(clip)).flatten(2).transpose(1, 2)
@@ -114,8 +136,8 @@ class Attends(Small):
 
 def test_products_without_an_int8_rule_are_told(export: Export) -> None:
     notes = export(Attends()).report().notes
-    (note,) = (note for note in notes if "for which there is no int8 rule" in note)
-    assert "scaled_dot_product_attention" in note
+    (note,) = (note for note in notes if "having no int8 rule" in note)
+    assert note == "int8: in float stay, having no int8 rule: 1 scaled_dot_product_attention"
 
 
 def test_a_convolution_in_float_is_a_fallback(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +378,8 @@ def test_what_int8_refuses(checkpoint: Path, export: Export, tiny_spec: ClipSpec
         Calibration(clips=0)
     with pytest.raises(InputError, match="keep_float is -1: it is a number of layers, 'auto', or names of layers"):
         Int8(keep_float=-1)
+    with pytest.raises(InputError, match=r"keep_float is \['fc'\]: it is a number .* tuple"):
+        Int8(keep_float=["fc"])
     with pytest.raises(UnknownNameError, match="unknown observer 'minmax': did you mean 'min-max'"):
         Calibration(observer="minmax")
     with pytest.raises(InputError, match="is no int8 scheme"):

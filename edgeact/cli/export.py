@@ -124,10 +124,12 @@ def _int8(given: dict[str, Any], precision: str, trained: "QuantizedState | None
         return None
     if trained is not None and "observer" in asked:
         raise InputError("--observer calibrates, and the checkpoint holds the ranges of its training: leave it out")
-    if trained is not None and "calibration_clips" in asked and "keep_float" not in asked:
-        raise InputError("--calibration-clips: the checkpoint holds the ranges of its training: leave it out")
     if (keep := asked.get("keep_float", "auto")) != "auto":
         if not all(keep.split(",")):
             raise InputError(f"--keep-float {keep!r}: give a number of layers, auto, or names of layers with commas")
-        asked["keep_float"] = int(keep) if keep.lstrip("-").isdecimal() else tuple(keep.split(","))
-    return Int8(calibration=take_calibration(asked), **asked, trained=trained)
+        asked["keep_float"] = int(keep) if keep.removeprefix("-").isdecimal() else tuple(keep.split(","))
+    sized = "calibration_clips" in asked
+    int8 = Int8(calibration=take_calibration(asked), **asked, trained=trained)
+    if trained is not None and sized and not int8.ranks_layers:
+        raise InputError("--calibration-clips: the checkpoint holds the ranges of its training: leave it out")
+    return int8

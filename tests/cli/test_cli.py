@@ -166,6 +166,7 @@ def test_no_command_prints_the_help(run: Edgeact) -> None:
         (["export", *QUICK, *TINY, *SPEC, "--min-agreement", "2"], "min_agreement is 2.0: it is a share of clips"),
         (["export", *QUICK, *TINY, *SPEC, "--min-sqnr", "nan"], "min_sqnr_db is nan"),
         (["export", *QUICK, *TINY, *SPEC, "--name", "../x"], "a bundle cannot be named '../x'"),
+        (["export", *QUICK, *TINY, *SPEC, "--name", "x-failed"], "'x-failed': -failed marks those that fell short"),
         (["export", *QUICK, *TINY, *SPEC, "--num-classes", "5"], "the model has 5 outputs, the data 12 classes"),
         (["export", *QUICK, *TINY, *SPEC, "--clips", "3"], "--clips 3 is fewer than the 12 classes"),
         (["export", *QUICK, *TINY, *SPEC, "--keep-float", "2"], "--keep-float is of int8: leave it out of fp32"),
@@ -426,6 +427,9 @@ def test_int8_is_trained_and_exported(
     assert "--calibration-clips: the checkpoint holds the ranges" in refused(*export, "--calibration-clips", "9")
     assert "--keep-float 'fc,': give a number of layers, auto, or names" in refused(*export, "--keep-float", "fc,")
     assert "keep_float is -1: it is a number of layers" in refused(*export, "--keep-float", "-1")
+    assert "unknown int8 layer '--5'" in refused(*export, "--keep-float=--5")
+    few = ("--calibration-clips", "12", "--keep-float", "fc")
+    assert "--calibration-clips: the checkpoint holds the ranges" in refused(*export, *few)
     assert not bundles.exists()
     done = run(*export, "--keep-float", "fc", "--json")
     assert done.status == 0, done.err

@@ -79,14 +79,16 @@ def test_it_is_said_in_words(network: nn.Module, clips: list[Any], layer: str) -
     sound, quantized = (calibrated(network, clips, SPEC, Scheme()) for _ in range(2))
     hurt(quantized, layer)
     (words,) = layers_in_words(folded, sound, Runs(None), clips, SPEC)
-    assert words.startswith("int8: no layer is below 20 dB of the float network ("), words
+    assert words.startswith("int8: no layer is below 20 dB of the float network, on the noisiest clips ("), words
     (words,) = layers_in_words(folded, quantized, Runs(None), clips, SPEC)
-    assert words.startswith(f"int8: the first layer below 20 dB of the float network is {NAMES[layer]} ("), words
+    first = "int8: the first layer below 20 dB of"
+    assert words.startswith(f"{first} the float network, on the noisiest clips is {NAMES[layer]} ("), words
     assert list(layers_in_words(folded, sound, Runs(sound), clips, SPEC))[1] == (
-        "int8: no layer is below 20 dB of the simulation, in the artifact (0 is lowest)"
+        "int8: no layer is below 20 dB of the simulation, in the artifact, on the noisiest clips (0 is lowest)"
     )
     *_, words = layers_in_words(folded, sound, Runs(quantized), clips, SPEC)
-    assert words.startswith(f"int8: the first layer below 20 dB of the simulation, in the artifact is {NAMES[layer]} (")
+    where = "the simulation, in the artifact, on the noisiest clips"
+    assert words.startswith(f"{first} {where} is {NAMES[layer]} (")
 
 
 def test_the_clips_that_lose_most_come_first() -> None:
