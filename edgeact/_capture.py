@@ -143,21 +143,25 @@ def quiet_torchao() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False) -> "GraphModule":
+def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False, int8: bool = False) -> "GraphModule":
     """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` -> `logits_BK`, with B=1 or any.
+
+    For `int8`, what cannot be folded is a convolution.
 
     Raises:
         ToolchainError: torch.export cannot capture the network.
     """
     import torch
 
-    from edgeact.quantize.batch_norm import fold_batch_norm
+    from edgeact.quantize.batch_norm import as_convolutions, fold_batch_norm
 
     clip = torch.zeros(2 if any_batch else 1, 3, spec.frames, spec.crop_height, spec.crop_width)
     free = ({0: torch.export.Dim("batch")},) if any_batch else None
     with _export_errors(), torch.no_grad():
         graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
         fold_batch_norm(graph)
+        if int8:
+            as_convolutions(graph)
         _drop_whole_slices(graph)
         _pad_before_averages(graph)
     return graph

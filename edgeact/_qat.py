@@ -52,13 +52,14 @@ class QuantizationAware:
     ) -> None:
         self._spec, self._config, self._clips, self._device = spec, config, clips, device
         self._observer = config.calibration.observer
-        self._float = fold(copy.deepcopy(model), spec)  # takes the weights that are trained: the teacher keeps its own
+        # Its weights are those that are trained: the teacher keeps its own.
+        self._float = fold(copy.deepcopy(model), spec, int8=True)
         with quiet_torchao():
             try:
                 from edgeact.quantize.training import FakeQuantized
             except ImportError as exc:
                 raise MissingDependencyError("torchao", "export", "quantization-aware training") from exc
-            self.module = FakeQuantized(fold(model, spec, any_batch=True), config.scheme).to(device)
+            self.module = FakeQuantized(fold(model, spec, any_batch=True, int8=True), config.scheme).to(device)
         self.teacher = model.to(device).eval().requires_grad_(False)
 
     def start_epoch(self, share: float) -> None:

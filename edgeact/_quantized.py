@@ -238,7 +238,7 @@ def _partly(
     layers = list(ranked)
     missed: tuple[str, ...] = ()
     if asked != "auto" and asked > len(layers):
-        raise InputError(f"keep_float is {asked}, and this network has {len(layers)} int8 layers")
+        raise InputError(f"keep_float is {asked}, and this network has {len(layers)} int8 layers: fewer, or 'auto'")
     if asked == "auto":
         assert source.validation is not None, "opened where it decides"
         reference = run_model(eager(folded, source.validation.spec), source.validation)

@@ -153,7 +153,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     reference = _run_reference(job)
     shown = clips_of(job.evaluation, spread(reference.samples))
     clip = shown[0][1]
-    network = folded = fold(job.model, job.spec)
+    network = folded = fold(job.model, job.spec, int8=job.int8 is not None)
     rungs = [("folded", run_model(eager(network, job.spec), shown).logits)]
     int8 = None
     if job.int8 is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from int8_networks import Dense
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -124,6 +125,19 @@ def test_a_layer_that_is_used_twice_has_two_biases(export: Export, target: str) 
     assert isinstance(numerics, Numerics)
     assert numerics.sqnr_db > 25, "the artifact computes what was simulated"
     assert numerics.rungs[-1].step_sqnr_db > 30
+
+
+@pytest.mark.parametrize("target", ["openvino", "android"])
+def test_a_batch_norm_that_cannot_be_folded_is_int8(
+    export: Export, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*_: Any, **__: Any) -> None:
+        raise AssertionError("torchao's search for BatchNorms takes half a minute")
+
+    monkeypatch.setattr("torchao.quantization.pt2e.qat_utils._fold_conv_bn_qat_helper", search)
+    report = export(Dense(12), target=target).report()
+    assert report.held, report.failures
+    assert not [note for note in report.notes if "in float" in note], report.notes
 
 
 class Attends(Small):

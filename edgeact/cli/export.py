@@ -87,6 +87,9 @@ def command(
     int8 = _int8(given, precision, network.quantized)
     if network.quantized is not None and precision != "int8":
         notes += (f"the checkpoint was trained for int8: {precision} is the float network that it follows",)
+    best = network.training.get("best")
+    if network.quantized is not None and isinstance(best, dict) and best.get("epoch") == -1:
+        notes += ("int8: no epoch of --qat came closer than calibration, whose weights and ranges these are",)
     if not network.training and data == MOTION and given["clips"] is None:
         given["clips"] = _UNTRAINED_CLIPS
         notes += (f"without training, {_UNTRAINED_CLIPS} clips of the motion set are compared; --clips takes more",)

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it exits with, and that a mistake is one line that leaves nothing behind."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import edgeact
-from edgeact.checkpoint import load_checkpoint
+from edgeact.checkpoint import load_checkpoint, save_checkpoint
 from edgeact.cli import main
 from edgeact.data import open_dataset
 from edgeact.models import list_models
@@ -431,9 +432,12 @@ def test_int8_is_trained_and_exported(
     few = ("--calibration-clips", "12", "--keep-float", "fc")
     assert "--calibration-clips: the checkpoint holds the ranges" in refused(*export, *few)
     assert not bundles.exists()
+    trained = load_checkpoint(out)
+    save_checkpoint(out, dataclasses.replace(trained, training={**trained.training, "best": {"epoch": -1.0}}))
     done = run(*export, "--keep-float", "fc", "--json")
     assert done.status == 0, done.err
     report = json.loads(done.out)
+    assert [note for note in report["notes"] if "no epoch of --qat came closer than calibration" in note]
     assert "int8: weights and ranges from quantization-aware training" in report["notes"]
     assert "int8: in float stay, as asked, fc" in report["notes"]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeact.quantize.batch_norm import fold_batch_norm
+from edgeact.quantize.batch_norm import as_convolutions, fold_batch_norm
 
 
 def randomize_(model: nn.Module) -> nn.Module:
@@ -89,4 +89,8 @@ def test_folding_changes_nothing_but_the_graph(model: nn.Module, folds: int, lef
         assert fold_batch_norm(graph) == folds
         norms = [node for node in graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
         assert len(norms) == left
+        torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
+        as_convolutions(graph)
+        norms = [node for node in graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+        assert len(norms) == isinstance(model, Tokens | Computed), "no images, and no constant"
         torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from int8_networks import Dense
 
 import edgeact
 from edgeact._capture import fold, quiet_torchao
@@ -19,15 +20,18 @@ with quiet_torchao():
 SPEC = ClipSpec(frames=16, short_side=48, crop_height=48, crop_width=48)
 
 
-@pytest.mark.parametrize("name", ["ir_csn_26", "ip_csn_50", "mict_resnet_18", "c3d", "resnet3d_18"])
+@pytest.mark.parametrize("name", ["ir_csn_26", "ip_csn_50", "mict_resnet_18", "c3d", "resnet3d_18", ""])
 def test_what_is_trained_is_what_is_exported(name: str) -> None:
     torch.manual_seed(0)
-    model = edgeact.create_model(name, num_classes=5, width=0.125, **options_for_spec(name, SPEC)).eval()
+    if name:
+        model = edgeact.create_model(name, num_classes=5, width=0.125, **options_for_spec(name, SPEC)).eval()
+    else:
+        model = Dense(5).eval()
     clips = np.random.default_rng(0).integers(0, 256, (3, *SPEC.clip_shape), dtype=np.uint8)
-    graph = fold(model, SPEC)
+    graph = fold(model, SPEC, int8=True)
     with quiet_torchao():
         ranges = observe(graph, (clip[None] for clip in clips), SPEC, PORTABLE)["mse"]
-        trained = FakeQuantized(fold(model, SPEC, any_batch=True), PORTABLE)
+        trained = FakeQuantized(fold(model, SPEC, any_batch=True, int8=True), PORTABLE)
         trained.set_ranges(ranges)
         exported = quantize(graph, ranges, PORTABLE)
     with torch.no_grad():
@@ -37,6 +41,7 @@ def test_what_is_trained_is_what_is_exported(name: str) -> None:
     assert compare_outputs(one_by_one_BK, together_BK)[0] > noise_db - 3, (
         "values on an edge, which each layer passes on"
     )
+    assert trained.weights().keys() == graph.state_dict().keys()
     kept = trained.ranges()
     assert kept.keys() == ranges.keys()
     assert all(kept[name] == pytest.approx(seen, rel=1e-6) for name, seen in ranges.items())
