@@ -15,8 +15,8 @@ class Calibration:
     """What gives activations their ranges.
 
     Attributes:
-        clips: Most clips of the training part, even over the classes, at least one of each. What all of them stay below
-            is cut off on the device: 64 clips cost up to 7 dB against all of a training part's 230.
+        clips: Most clips of the training part, even over the classes, at least one of each. Values beyond all that
+            they show are cut off on the device: 64 clips cost up to 7 dB against all of a training part's 230.
         observer: How a range follows from them: mse, percentile or min-max; auto takes the one whose int8 network is
             closest to the float one on some of them.
     """

@@ -349,31 +349,14 @@ def test_int8_needs_clips_to_calibrate_on(videos: Path, tiny_spec: ClipSpec, tmp
         readable[sample] = sample.read_bytes()
         sample.write_bytes(b"no video")
     (held_out / "split.csv").write_text("\n".join(rows) + "\n")
+    asked: dict[str, Any] = {"target": "openvino", "precision": "int8", "spec": tiny_spec, "data": held_out}
+    asked |= {"out": tmp_path / "out", "clips": 12, "threads": 1, "rounds": 1, "on_corrupt": "skip"}
     with pytest.raises(InputError, match="none of 24 videos can be used"):
-        edgeact.export(
-            model,
-            target="openvino",
-            precision="int8",
-            spec=tiny_spec,
-            data=held_out,
-            out=tmp_path / "out",
-            on_corrupt="skip",
-        )
+        edgeact.export(model, **asked)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     for other in (path for path in readable if path.parent != sample.parent):
         other.write_bytes(readable[other])
-    bundle = edgeact.export(
-        model,
-        target="openvino",
-        precision="int8",
-        spec=tiny_spec,
-        data=held_out,
-        out=tmp_path / "out",
-        clips=12,
-        threads=1,
-        rounds=1,
-        on_corrupt="skip",
-    )
+    bundle = edgeact.export(model, **asked)
     calibrated = bundle.manifest["facts"]["quantization"]
     assert (calibrated["clips"], calibrated["classes"]) == (22, 11), "of 24 clips in 12 classes"
     (note,) = (note for note in bundle.report().notes if "ranges from 22 clips of the training part" in note)
