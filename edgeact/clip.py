@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ class ClipSpec:
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, fields: Any) -> Self:
+    def from_dict(cls, fields: Any) -> "ClipSpec":
         """Rebuild a spec from `to_dict()`; refuses unknown and missing fields, since a silent default changes input.
 
         Raises:

@@ -47,4 +47,4 @@ def describe_environment() -> dict[str, str]:
 
 def today() -> str:
     """The date and time of a measurement, UTC, ISO 8601 to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -24,8 +24,10 @@ def peak_memory_mb(runtime: str, folder: Path, spec: ClipSpec, threads: int) -> 
     """
     if sys.platform == "win32":
         return None
-    command = [sys.executable, "-P", "-m", "edgeact.runtime._memory", runtime, str(folder), json.dumps(spec.to_dict())]
-    done = subprocess.run([*command, str(threads)], capture_output=True, text=True, check=False)
+    python = [sys.executable, *(["-P"] if hasattr(sys.flags, "safe_path") else [])]  # from Python 3.11
+    arguments = [runtime, str(folder), json.dumps(spec.to_dict()), str(threads)]
+    command = [*python, "-m", "edgeact.runtime._memory", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise ToolchainError(f"a fresh process could not run the artifact in {folder}: {last[0]}")
