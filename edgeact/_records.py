@@ -21,7 +21,7 @@ from edgeact.targets import Target, get_target
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Job", "bundle_name", "data_notes", "default_name", "make_manifest", "make_report"]
+__all__ = ["Job", "bundle_name", "data_notes", "default_name", "make_manifest", "make_report", "proxy_note"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,11 @@ class Job:
     @property
     def labels(self) -> tuple[str, ...]:
         return self.evaluation.dataset.labels
+
+    @property
+    def runner(self) -> str:
+        """What executes the artifact where the export runs."""
+        return self.target.proxy or self.target.runtime
 
 
 def default_name(model: str, target: str, precision: str, options: Mapping[str, str]) -> str:
@@ -119,6 +124,7 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
         "form": job.form,
         "options": dict(job.options),
         "runtime": job.target.runtime,
+        "proxy": job.target.proxy,
         "artifact": files,
         "spec": job.spec.to_dict(),
         "labels": list(job.labels),
@@ -132,6 +138,15 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
             "reference_ms": latency.reference_ms if isinstance(latency, Latency) else None,
         },
     }
+
+
+def proxy_note(job: Job) -> list[str]:
+    if job.target.proxy is None:
+        return []
+    return [
+        f"proxy: {job.target.proxy} ran the artifact in the place of {job.target.runtime}; `edgeact compile` and "
+        "`edgeact validate` on the device measure the artifact itself"
+    ]
 
 
 def data_notes(evaluation: EvaluationSet) -> list[str]:

@@ -21,7 +21,7 @@ from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact._quantized import Source, allow_floats, quantize
-from edgeact._records import Job, bundle_name, data_notes, default_name, make_manifest, make_report
+from edgeact._records import Job, bundle_name, data_notes, default_name, make_manifest, make_report, proxy_note
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, cpu_name
@@ -163,9 +163,9 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
-    job.target.compile(program, folder, job.precision, job.options)
+    told = job.target.compile(program, folder, job.precision, job.options)
     files = sorted(file.name for file in folder.iterdir())
-    runner = load_runner(job.target.runtime, folder, job.spec, job.threads)
+    runner = load_runner(job.runner, folder, job.spec, job.threads)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     numerics = _ladder(reference, rungs, artifact, [sample.id for sample, _ in shown])
     if int8 is not None:
@@ -184,7 +184,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         placement=runner.placement(),
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
-        notes=(*notes, *data_notes(job.evaluation), *busy_note()),
+        notes=(*told, *proxy_note(job), *notes, *data_notes(job.evaluation), *busy_note()),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference))
@@ -225,6 +225,8 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
 
     if runner.missing:
         return NotMeasured(runner.missing)
+    if job.target.proxy:
+        return NotMeasured(f"the device alone tells: {job.target.proxy} is a proxy for {job.target.runtime}")
 
     clip_BCTHW = torch.from_numpy(normalize(clip, job.spec))
     with torch.inference_mode():
@@ -242,12 +244,12 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
 
 def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArray[np.uint8]) -> str:
     """The artifact beside one with every layer in int8, in one interleaved run."""
-    if runner.missing:
-        return f"int8: what the layers in float cost is not measured: {runner.missing}"
+    if runner.missing or job.target.proxy:
+        return f"int8: what the layers in float cost is not measured: {runner.missing or 'a device alone tells'}"
     with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
         program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)
         job.target.compile(program, Path(folder), job.precision, job.options)
-        other = load_runner(job.target.runtime, Path(folder), job.spec, job.threads)
+        other = load_runner(job.runner, Path(folder), job.spec, job.threads)
         samples = measure_interleaved({"kept": lambda: runner(clip), "all": lambda: other(clip)}, rounds=job.rounds)
     kept_ms, all_ms = (float(np.median(samples[name])) for name in ("kept", "all"))
     return f"int8: {kept_ms:.2f} ms with these layers in float, {all_ms:.2f} ms with all in int8 (interleaved)"

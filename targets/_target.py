@@ -1,4 +1,4 @@
-"""What a target is: eight members. Adding a target is adding one file next to this one."""
+"""What a target is: nine members. Adding a target is adding one file next to this one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ class Target(Protocol):
         scheme: The int8 rule it demands; None where it has no int8.
         options: Further choices by name, each with its allowed values, the default first.
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
+        proxy: Name of the runner that stands in for it where the export runs, for the numbers alone; None where the
+            runtime itself runs there.
     """
 
     summary: str
@@ -45,8 +47,11 @@ class Target(Protocol):
     scheme: "Scheme | None"
     options: Mapping[str, tuple[str, ...]]
     runtime: str
+    proxy: str | None
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
+    def compile(
+        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+    ) -> tuple[str, ...]:
         """Write the artifact's files `model.*` into `folder`.
 
         Args:
@@ -55,7 +60,11 @@ class Target(Protocol):
             precision: One of `precisions`; for int8 the program holds int8 weights and quantize and dequantize ops.
             options: A value for each of `options`.
 
+        Returns:
+            Remarks for the report.
+
         Raises:
+            InputError: The network, or what was asked, is not for this target.
             MissingDependencyError: The toolchain is not installed.
             ToolchainError: The toolchain failed, in its own words.
         """

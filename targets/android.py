@@ -37,8 +37,11 @@ class Android:
     scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
     runtime = "executorch"
+    proxy = None
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
+    def compile(
+        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+    ) -> tuple[str, ...]:
         """Delegate to the backend and write the program; see `Target.compile`."""
         backend, half = options["backend"], precision == "fp16"
         if precision == "int8" and backend != "xnnpack":
@@ -46,8 +49,10 @@ class Android:
         with _toolchain():
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+            from edgeact.targets._float16 import in_float16
+
             edge = to_edge_transform_and_lower(
-                _in_float16(program) if half and backend == "xnnpack" else program,
+                in_float16(program) if half and backend == "xnnpack" else program,
                 partitioner=[_partitioner(backend, half=half)],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),  # one more pass over thousands of nodes
             )
@@ -55,6 +60,7 @@ class Android:
             buffer = edge.to_executorch().buffer
         (folder / "model.pte").write_bytes(buffer)
         (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
+        return ()
 
     def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
         """What the backend's partitioner leaves out; see `Target.refusals`."""
@@ -91,29 +97,6 @@ def _partitioner(backend: str, *, half: bool) -> Any:
             return [Partition(id=i, nodes=dict.fromkeys(nodes)) for i, nodes in enumerate(found)]
 
     return Levels()
-
-
-def _in_float16(program: "ExportedProgram") -> "ExportedProgram":
-    """`program` with weights and casts in float16; its logits are cast back to float32."""
-    import torch
-
-    network = program.module(check_guards=False).half()
-    assert isinstance(network, torch.fx.GraphModule)
-    for node in network.graph.nodes:
-        node.kwargs = {name: torch.float16 if value is torch.float32 else value for name, value in node.kwargs.items()}
-    network.recompile()
-
-    class Float32Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, clip: torch.Tensor) -> torch.Tensor:
-            logits_BK: torch.Tensor = self.network(clip).float()
-            return logits_BK
-
-    (clip,) = program.example_inputs[0]
-    return torch.export.export(Float32Logits(), (clip,))
 
 
 def _placement(graph: "GraphModule") -> dict[str, Any]:

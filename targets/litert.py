@@ -36,8 +36,11 @@ class LiteRT:
     scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "litert"
+    proxy = None
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
+    def compile(
+        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+    ) -> tuple[str, ...]:
         """Convert in a process of its own, and check what came out; see `Target.compile`."""
         import torch
 
@@ -47,6 +50,7 @@ class LiteRT:
             torch.export.save(program, Path(work) / "program.pt2")
             _convert(Path(work) / "program.pt2", folder / "model.tflite", precision)
         _refuse_foreign_ops(folder / "model.tflite")
+        return ()
 
     def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
         """What the XNNPACK delegate leaves out; see `Target.refusals`."""

@@ -39,8 +39,11 @@ class OpenVINO:
     scheme = Scheme()
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime = "openvino"
+    proxy = None
 
-    def compile(self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]) -> None:
+    def compile(
+        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+    ) -> tuple[str, ...]:
         """Convert, fix the shapes, and save; see `Target.compile`."""
         with _toolchain():
             import openvino as ov
@@ -55,6 +58,7 @@ class OpenVINO:
             model.input(0).get_tensor().set_names({"clip"})
             model.output(0).get_tensor().set_names({"logits"})
             _save(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
+        return ()
 
     def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
         """What OpenVINO's own converter cannot translate, as it says when asked; see `Target.refusals`."""

@@ -18,9 +18,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 
-__all__ = ["Emitter", "QuantizedConstant", "dtype_of", "shape_of"]
+__all__ = ["ORIGIN", "Emitter", "QuantizedConstant", "dtype_of", "shape_of"]
 
 _aten = torch.ops.aten
+ORIGIN = ("nn_module_stack", "stack_trace")  # what of a node's meta tells the user's layer and line
 _ARITHMETIC = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
 
 
@@ -103,6 +104,7 @@ class Emitter:
         node.meta["val"] = fake
         if self.source is not None:
             node.meta["source"] = self.source.name
+            node.meta |= {name: self.source.meta[name] for name in ORIGIN if name in self.source.meta}
         if isinstance(fake, list | tuple):
             return [self._item(node, i, part) for i, part in enumerate(fake)]
         return node

@@ -25,7 +25,7 @@ from edgeact.lowering import (  # noqa: F401 (importing them fills RULES)
     shapes,
     writes,
 )
-from edgeact.lowering._emitter import Emitter, QuantizedConstant, shape_of
+from edgeact.lowering._emitter import ORIGIN, Emitter, QuantizedConstant, shape_of
 from edgeact.lowering._prepare import example, prepare, quiet
 from edgeact.lowering._rules import (
     DATA_DEPENDENT,
@@ -83,7 +83,17 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
     lowered.recompile()
     args, kwargs = tree_unflatten(examples, forward.in_spec)
     with quiet(), torch.no_grad():
-        return torch.export.export(lowered, args, kwargs)
+        exported = torch.export.export(lowered, args, kwargs)
+    _keep_origins(lowered.graph, exported.graph)
+    return exported
+
+
+def _keep_origins(before: fx.Graph, after: fx.Graph) -> None:
+    """The layers of the user's model and their source lines, which `torch.export.export` drops; in place."""
+    calls = ([node for node in graph.nodes if node.op == "call_function"] for graph in (before, after))
+    for written, node in zip(*calls, strict=True):
+        assert node.target is written.target, "an export of ATen ops keeps them, and their order"
+        node.meta |= {name: written.meta[name] for name in ORIGIN if name in written.meta}
 
 
 def _check_exported(program: Any) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from edgeact.lowering._emitter import ORIGIN
+
 __all__ = ["settle_scales"]
 
 _aten = torch.ops.aten
@@ -85,7 +87,7 @@ def _quantize(graph: fx.Graph, node: fx.Node, scale: tuple[Any, ...]) -> None:
     with graph.inserting_after(quantize):
         dequantize = graph.call_function(_quantized.dequantize_per_tensor.default, (quantize, *scale))
     for new in (quantize, dequantize):
-        new.meta = {name: node.meta[name] for name in ("val", "source") if name in node.meta}
+        new.meta = {name: node.meta[name] for name in ("val", "source", *ORIGIN) if name in node.meta}
     node.replace_all_uses_with(dequantize, delete_user_cb=lambda user: user is not quantize)
 
 

@@ -37,10 +37,13 @@ class Runner(Protocol):
 
 
 class CheckedRunner:
-    """A runner behind its bundle's contract: a clip of another shape, type or layout is refused, never converted."""
+    """A runner behind its bundle's contract: a clip of another shape, type or layout is refused, never converted.
 
-    def __init__(self, bundle: Bundle, runner: Runner) -> None:
-        self.bundle, self.runner = bundle, runner
+    `proxy_for` names the bundle's own runtime where the runner stands in for it.
+    """
+
+    def __init__(self, bundle: Bundle, runner: Runner, proxy_for: str | None = None) -> None:
+        self.bundle, self.runner, self.proxy_for = bundle, runner, proxy_for
         self._shape = (1, *bundle.spec.clip_shape)
 
     @property
@@ -96,4 +99,7 @@ def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> Checke
         MissingDependencyError: Its runtime is not installed.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    return CheckedRunner(opened, load_runner(opened.runtime, opened.path, opened.spec, threads))
+    proxy = opened.manifest.get("proxy")
+    if proxy is None or is_installed(opened.runtime):
+        return CheckedRunner(opened, load_runner(opened.runtime, opened.path, opened.spec, threads))
+    return CheckedRunner(opened, load_runner(str(proxy), opened.path, opened.spec, threads), opened.runtime)

@@ -1,0 +1,126 @@
+"""A program as ONNX: static shapes, the user's layer names, and the oldest opset that every TensorRT of a Jetson reads.
+
+aten.conv2d of layer1.0.conv2, third frame     Conv "layer1.0.conv2/conv2d_17"   so profiles name it
+dequantize, conv, add, relu, quantize          as they are: QuantizeLinear and DequantizeLinear, int8 weights
+"""
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgeact.errors import MissingDependencyError, ToolchainError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+    from torch.export import ExportedProgram
+
+__all__ = ["OLDEST_OPSET", "op_of", "to_onnx"]
+
+OLDEST_OPSET = 17  # TensorRT 8.5's newest (onnx-tensorrt release/8.5-GA, docs/operators.md); torch writes 18 and newer
+_WRITTEN_OPSET = 18
+
+
+def to_onnx(program: "ExportedProgram", precision: str) -> "ModelProto":
+    """The ONNX model of `program`, which maps a uint8 `clip` to float32 `logits`.
+
+    Args:
+        program: uint8 `clip_BTHWC` with B=1 -> float32 `logits_BK`, static shapes; float, or PT2E int8.
+        precision: fp16 computes in float16 up to the logits; others keep the program's types.
+
+    Raises:
+        MissingDependencyError: onnx or onnxscript is not installed.
+        ToolchainError: An op has no ONNX form; torch's own words.
+    """
+    with _toolchain():
+        import torch
+
+        from edgeact.targets._float16 import in_float16
+
+        exported = torch.onnx.export(
+            in_float16(program) if precision == "fp16" else program,
+            dynamo=True,
+            opset_version=_WRITTEN_OPSET,
+            verbose=False,
+        )
+        assert exported is not None, "no file was named, so the program is returned"
+        model = exported.model_proto
+        _name_nodes(model.graph)
+        _name_output(model.graph, "logits")
+        return _downgraded(model)
+
+
+def _downgraded(model: "ModelProto") -> "ModelProto":
+    """`model` in the oldest opset, or as it is where onnx's converter knows no way back for an op."""
+    from onnx import checker, version_converter
+
+    kept = type(model)()
+    kept.CopyFrom(model)
+    for node in model.graph.node:
+        if node.op_type.startswith("Reduce"):  # which the converter leaves on ops that know no such attribute yet
+            rest = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend(rest)
+    try:
+        older = version_converter.convert_version(model, OLDEST_OPSET)
+        checker.check_model(older)
+    except (RuntimeError, checker.ValidationError):  # the converter's own class is a RuntimeError
+        return kept
+    return older
+
+
+def _name_nodes(graph: "GraphProto") -> None:
+    """Each node by the layer of the user's model, and the op of the program, that it computes."""
+    seen: set[str] = set()
+    for i, node in enumerate(graph.node):
+        told = {entry.key: entry.value for entry in node.metadata_props}
+        scopes: list[str] = ast.literal_eval(told.get("pkg.torch.onnx.name_scopes", "[]"))
+        op = told.get("pkg.torch.onnx.fx_node", "").partition(" ")[0].removeprefix("%") or f"{node.op_type}_{i}"
+        name = f"{scopes[-2]}/{op}" if len(scopes) > 1 and scopes[-2] else op
+        node.name = name if name not in seen else f"{name}.{node.op_type}_{i}"
+        seen.add(name)
+        del node.metadata_props[:]  # paths of the machine that exported
+
+
+def op_of(name: str) -> str:
+    """Name of the program's node that the ONNX node `name` computes."""
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _name_output(graph: "GraphProto", name: str) -> None:
+    before = graph.output[0].name
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for i, value in enumerate(values):
+                if value == before:
+                    values[i] = name
+    graph.output[0].name = name
+
+
+@contextmanager
+def _toolchain() -> Iterator[None]:
+    """The failures of torch's ONNX exporter, of many classes, in one line; its remarks are not passed on."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError as exc:
+        raise MissingDependencyError("onnxscript", "export", "writing ONNX") from exc
+    except OSError:
+        raise
+    except Exception as exc:
+        raise ToolchainError(f"torch cannot write this network as ONNX: {_in_a_line(exc)}") from exc
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _in_a_line(exc: BaseException) -> str:
+    """The innermost cause: the exporter wraps it in pages of advice."""
+    cause: Any = exc
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[0] if lines else repr(cause)

@@ -1,0 +1,134 @@
+"""NVIDIA Jetson through TensorRT: an ONNX that its parser takes, and the recipe to build the engine on the device.
+
+An engine belongs to one device, TensorRT and JetPack, so the bundle holds `model.onnx` and `build_engine.py`, which
+needs nothing but the device's own TensorRT. The folded form is the default: 2D convolutions, one launch for all frames;
+depthwise 3D ones have no int8 kernel and slow ones in float (NVIDIA/TensorRT#1198, #1409), and the DLA takes 2D alone.
+fp16 computes in float16 up to the logits. int8 is explicit: symmetric Q/DQ, weights per output channel, bias in float.
+`conformance.json` lists what NVIDIA's documented rules say of each node; here ONNX Runtime on the CPU stands in for
+TensorRT, for the numbers alone.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeact.errors import InputError
+from edgeact.quantize.scheme import PORTABLE
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
+
+__all__ = ["TARGET", "Jetson"]
+
+
+class Jetson:
+    """`model.onnx`, `conformance.json` and `build_engine.py`."""
+
+    summary = "NVIDIA Jetson, through TensorRT"
+    precisions = ("fp16", "int8", "fp32")
+    forms = ("folded", "unrolled", "volumetric")
+    scheme = PORTABLE
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "jetpack": ("6.2", "6.1", "6.0", "5.1"),
+        "accelerator": ("gpu", "dla"),
+    }
+    runtime = "tensorrt"
+    proxy = "onnxruntime"
+
+    def compile(
+        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        """Write ONNX, hold it against the rules and a real parser, and add the recipe; see `Target.compile`."""
+        import onnx
+
+        from edgeact.targets._onnx import to_onnx
+        from edgeact.targets._qdq import fuse_adds
+        from edgeact.targets._tensorrt_rtx import parse, parser_name
+
+        _check_accelerator(precision, options)
+        model = to_onnx(program, precision)
+        if precision == "int8":
+            fuse_adds(model)
+        told = _conformance(model, options) | {"precision": precision, "parsed_by": parser_name()}
+        onnx.save(model, folder / "model.onnx")
+        parse(folder / "model.onnx")
+        (folder / "conformance.json").write_text(json.dumps(told, indent=1) + "\n")
+        shutil.copyfile(Path(__file__).parent / "_build_engine.py", folder / "build_engine.py")
+        parsed = (
+            f"{told['parsed_by']} parses it"
+            if told["parsed_by"]
+            else ("no real parser has read it: pip install 'edgeact[tensorrt-rtx]' adds one that needs no GPU")
+        )
+        rules = f"NVIDIA's rules for TensorRT {told['tensorrt']} (JetPack {options['jetpack']})"
+        return (f"ONNX of opset {told['opset']}, {told['nodes']} nodes, held against {rules}; {parsed}",)
+
+    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+        """What the rules say of the graph's own ONNX; see `Target.refusals`."""
+        import torch
+
+        from edgeact.targets._onnx import op_of, to_onnx
+        from edgeact.targets._tensorrt_rules import RELEASES, refused_nodes
+
+        clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
+        with torch.no_grad():
+            program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
+        model = to_onnx(program, "fp32")
+        refused = refused_nodes(model, RELEASES[options["jetpack"]], options["accelerator"])
+        by_name = {node.name: node for node in graph.graph.nodes}
+        found: dict[Node, Refusal] = {}
+        for name, refusal in refused.items():
+            node = by_name.get(op_of(name))
+            if node is not None and (node not in found or found[node].runs):
+                found[node] = refusal
+        return found
+
+
+def _check_accelerator(precision: str, options: Mapping[str, str]) -> None:
+    if options["accelerator"] == "dla" and precision != "fp16":
+        raise InputError(
+            f"the DLA takes fp16, not {precision}: it has no fp32 and reads no Q/DQ (NVIDIA, Working with DLA); leave "
+            "--dla out, or give --precision fp16"
+        )
+
+
+def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, object]:
+    """What the rules say of `model`.
+
+    Raises:
+        InputError: A node that TensorRT would refuse, or an opset that is too new for the JetPack.
+    """
+    from edgeact.targets._tensorrt_rules import RELEASES, compute_ops, refused_nodes
+
+    release, opset = RELEASES[options["jetpack"]], model.opset_import[0].version
+    if opset > release.opset:
+        raise InputError(
+            f"this network needs ONNX opset {opset}, and JetPack {options['jetpack']} reads up to {release.opset}: "
+            "choose a newer --jetpack"
+        )
+    refused = refused_nodes(model, release, options["accelerator"])
+    cannot = {name: refusal for name, refusal in refused.items() if not refusal.runs}
+    if cannot:
+        name, refusal = next(iter(cannot.items()))
+        raise InputError(
+            f"TensorRT {release.tensorrt} of JetPack {options['jetpack']} would not build {len(cannot)} of "
+            f"{len(model.graph.node)} nodes, first {name}: {refusal.reason}"
+        )
+    return {
+        "jetpack": options["jetpack"],
+        "tensorrt": release.tensorrt,
+        "accelerator": options["accelerator"],
+        "opset": opset,
+        "nodes": len(model.graph.node),
+        "compute": dict(Counter(op for name, op in compute_ops(model).items() if name not in refused).most_common()),
+        "fallback": {name: refusal.reason for name, refusal in refused.items()},
+    }
+
+
+TARGET = Jetson()
