@@ -1,6 +1,6 @@
 """TensorRT for RTX as a check: a real parser and builder of NVIDIA's that needs no GPU.
 
-It is not the TensorRT of a Jetson: it shares the ONNX parser, and takes strongly typed networks alone, as newer ones do.
+It is not the TensorRT of a Jetson: it shares the ONNX parser, and takes strongly typed networks alone.
 """
 
 from pathlib import Path

@@ -77,7 +77,9 @@ class Graph:
             for name in node.input:
                 self.readers[name].append(node)
         self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
-        self.shapes = {name: tuple(tensor.dims) for name, tensor in self.constants.items()} | {
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name: tuple(tensor.dims) for name, tensor in self.constants.items()
+        } | {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info, *graph.output)
         }

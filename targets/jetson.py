@@ -48,6 +48,7 @@ class Jetson:
         """Write ONNX, hold it against the rules and a real parser, and add the recipe; see `Target.compile`."""
         import onnx
 
+        from edgeact.runtime import _build_engine
         from edgeact.targets._onnx import to_onnx
         from edgeact.targets._qdq import fuse_adds
         from edgeact.targets._tensorrt_rtx import parse, parser_name
@@ -60,7 +61,7 @@ class Jetson:
         onnx.save(model, folder / "model.onnx")
         parse(folder / "model.onnx")
         (folder / "conformance.json").write_text(json.dumps(told, indent=1) + "\n")
-        shutil.copyfile(Path(__file__).parent / "_build_engine.py", folder / "build_engine.py")
+        shutil.copyfile(_build_engine.__file__, folder / "build_engine.py")
         parsed = (
             f"{told['parsed_by']} parses it"
             if told["parsed_by"]
