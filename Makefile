@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Strict editable installs link file by file (static tools can follow them), so a new file needs a new install.
-SOURCES := $(shell find edgeact quantize targets -name '*.py' -o -name '*.html' -o -name '*.safetensors' | sort | cksum | cut -d' ' -f1)
+SOURCES := $(shell find edgeact quantize targets -name '*.py' -o -name '*.html' -o -name '*.json' -o -name '*.safetensors' | sort | cksum | cut -d' ' -f1)
 
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 

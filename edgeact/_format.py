@@ -2,7 +2,7 @@
 
 from edgeact.numerics import EXACT_DB
 
-__all__ = ["db", "mb", "ms", "p_value", "pct", "signed"]
+__all__ = ["db", "mb", "ms", "p_value", "pct", "signed", "thread_count"]
 
 
 def pct(share: float) -> str:
@@ -35,3 +35,8 @@ def signed(value: float) -> str:
     """Two decimals with a true minus sign, and no sign on a rounded zero."""
     text = f"{value:.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def thread_count(threads: int | None) -> str:
+    """How many threads, or that nobody said."""
+    return "threads not given" if threads is None else "1 thread" if threads == 1 else f"{threads} threads"

@@ -13,7 +13,7 @@ from edgeact.accuracy import Accuracy
 from edgeact.bundle import GoldenClip, ReferenceSet
 from edgeact.data import Sample
 from edgeact.evaluate import EvaluationSet, Outputs
-from edgeact.parity import Report
+from edgeact.parity import NotMeasured, Report
 
 __all__ = ["clips_of", "golden_clips", "reference_set", "spread", "write_report"]
 
@@ -60,8 +60,11 @@ def golden_clips(
     ]
 
 
-def reference_set(outputs: Outputs) -> ReferenceSet:
-    return ReferenceSet(tuple(sample.id for sample in outputs.samples), outputs.truth, outputs.digests, outputs.logits)
+def reference_set(outputs: Outputs, artifact: Outputs | NotMeasured) -> ReferenceSet:
+    """What the evaluation set gave: the reference's outputs, and the artifact's, which ran the same clips."""
+    ids = tuple(sample.id for sample in outputs.samples)
+    own = None if isinstance(artifact, NotMeasured) else artifact.logits
+    return ReferenceSet(ids, outputs.truth, outputs.digests, outputs.logits, own)
 
 
 def write_report(

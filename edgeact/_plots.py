@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from edgeact._format import ms
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
+from edgeact.sustained import Sustained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["drop_plot", "film_strip", "latency_plot", "training_plot"]
+__all__ = ["drop_plot", "film_strip", "latency_plot", "sustained_plot", "training_plot"]
 
 # Placeholders no plot would use by chance, and the variables of _report.html that replace them.
 _INK, _MUTED, _GRID, _REFERENCE, _ARTIFACT, _LIMIT = (f"#0a0b0{i}" for i in range(1, 7))
@@ -103,6 +104,35 @@ def drop_plot(drop_pt: float, interval: tuple[float, float], limit_pt: float) ->
         axes.set(xlabel="drop of top-1, points" + (" (right is worse; shaded: over the limit)" if wide else ""))
 
     return _figure("drop", "Drop of top-1 accuracy with its 95 % interval", draw, 0.95, 0.95)
+
+
+def sustained_plot(sustained: Sustained) -> str:
+    """p50 and p95 over minutes, and below them the temperature where it was read; HTML of two SVGs."""
+    windows = sustained.windows
+    minutes = [window.start_s / 60 for window in windows]
+    heat = [np.nan if window.temperature_c is None else window.temperature_c for window in windows]
+    panels = 1 if np.isnan(heat).all() else 2
+
+    def draw(figure: "Figure", wide: bool) -> None:
+        upper, *lower = figure.subplots(panels, 1, sharex=True, squeeze=False).flat
+        for label, samples, style in (
+            ("p50", [window.p50_ms for window in windows], "-"),
+            ("p95", [window.p95_ms for window in windows], "--"),
+        ):
+            upper.plot(minutes, samples, style, color=_ARTIFACT, label=label, marker="o" if len(windows) < 3 else "")
+        if sustained.throttled_at_s is not None:
+            upper.axvline(sustained.throttled_at_s / 60, color=_LIMIT, linewidth=1.5)
+        upper.set(ylabel="ms per clip", ylim=(0, 1.1 * max(window.p95_ms for window in windows)))
+        upper.legend(frameon=False, labelcolor=_INK, loc="lower right")
+        for axes in lower:
+            axes.plot(minutes, heat, color=_LIMIT, marker="o" if len(windows) < 3 else "")
+            axes.set(ylabel="°C")
+        for axes in (upper, *lower):
+            axes.grid(axis="y", color=_GRID)
+        line = " (the line: where it slowed down)" if wide and sustained.throttled_at_s is not None else ""
+        figure.axes[-1].set(xlabel=f"minutes{line}")
+
+    return _figure("sustained", "Latency over minutes", draw, 1.2 + 1.0 * panels, 1.2 + 1.0 * panels)
 
 
 def training_plot(curves: Sequence[Mapping[str, Any]]) -> str:

@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._format import db, mb, ms, p_value, pct, signed
-from edgeact._plots import drop_plot, film_strip, latency_plot, training_plot
+from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
+from edgeact._plots import drop_plot, film_strip, latency_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
 from edgeact.parity import NotMeasured, Placement, Report
+from edgeact.sustained import Sustained, Window
 
-__all__ = ["render"]
+__all__ = ["render", "sustained_in_words", "thinned"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
 _MATRIX_CLASSES = 20  # more classes than this: only the most confused
 _PAIRS_SHOWN = 8
+_WINDOWS_SHOWN = 24
 
 
 def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves: Sequence[Mapping[str, float]]) -> str:
@@ -37,6 +39,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"pct": pct, "ms": ms, "mb": mb, "db": db, "p": p_value, "signed": signed}
+    environment.filters |= {"threads": thread_count}
     accuracy = report.accuracy if isinstance(report.accuracy, Accuracy) else None
     clips, left_out = _clips(accuracy.flips if accuracy else (), clip_frames)
     template = environment.from_string(resources.files("edgeact").joinpath("_report.html").read_text("utf-8"))
@@ -47,6 +50,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         drop_plot=drop_plot(accuracy.drop_pt, accuracy.drop_ci95_pt, report.gates.max_drop_pt) if accuracy else "",
         latency_plot=latency_plot(report.latency) if isinstance(report.latency, Latency) else "",
         training_plot=training_plot(curves),
+        sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
         matrix=_matrix(accuracy) if accuracy else None,
         clips=clips,
         clips_left_out=left_out,
@@ -102,6 +106,29 @@ def _rungs(report: Report) -> list[dict[str, Any]]:
 
 def _share(value_db: float) -> float:
     return round(min(max(value_db / EXACT_DB, 0.0), 1.0), 4)
+
+
+def _sustained(sustained: Sustained) -> dict[str, Any]:
+    return {
+        "minutes": sustained.minutes,
+        "windows": thinned(sustained.windows, _WINDOWS_SHOWN),
+        "remarks": sustained_in_words(sustained),
+        "plot": sustained_plot(sustained),
+    }
+
+
+def sustained_in_words(sustained: Sustained) -> list[str]:
+    """What the windows do not say: when it slowed down, energy, and why a number is missing."""
+    throttled, energy = sustained.throttled_at_s, sustained.energy_j_per_clip
+    words = [] if throttled is None else [f"it slowed down after {throttled:,.0f} s"]
+    words += [] if energy is None else [f"{energy:.3g} J per clip"]
+    return words + [f"{name}: not measured: {reason}" for name, reason in sustained.not_measured.items()]
+
+
+def thinned(windows: Sequence[Window], most: int) -> list[Window]:
+    """At most `most` windows, evenly spread, with the first and the last."""
+    places = np.linspace(0, len(windows) - 1, min(len(windows), most)).round().astype(int)
+    return [windows[i] for i in places.tolist()]
 
 
 def _matrix(accuracy: Accuracy) -> dict[str, Any]:

@@ -4,7 +4,7 @@ ir_csn_26-openvino-fp32/
 manifest.json     schema, model, ClipSpec, labels, io, gates, versions, sha256 of every other file and of itself
 model.*           the artifact
 golden/           videos, their decoded frames (.npy uint8 [T, H, W, 3]), reference logits, golden.json
-reference.npz     ids, labels, sha256 of the decoded clips and reference logits of the evaluation set
+reference.npz     ids, labels, sha256 of the decoded clips, logits of reference and artifact on the evaluation set
 report.json  report.html
 """
 
@@ -57,12 +57,17 @@ class GoldenClip:
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """Reference logits `[N, K]` of the evaluation set, by clip id, with true labels and the clips' digests."""
+    """Reference logits `[N, K]` of the evaluation set, by clip id, with true labels and the clips' digests.
+
+    `artifact` holds those of the artifact itself as the export ran it; None where it could not be run there, and in
+    bundles from before it was stored.
+    """
 
     ids: tuple[str, ...]
     labels: NDArray[np.int64]
     digests: tuple[str, ...]
     logits: NDArray[np.float32]
+    artifact: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,14 @@ class Bundle:
                     labels=arrays["labels"].astype(np.int64),
                     digests=tuple(str(d) for d in arrays["digests"]),
                     logits=arrays["logits"].astype(np.float32),
+                    artifact=arrays["artifact"].astype(np.float32) if "artifact" in arrays else None,
                 )
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as exc:
             raise BundleError(f"{file} holds no reference outputs: {exc}; export the bundle again") from exc
         n, k = len(found.ids), len(self.labels)
         in_range = ((found.labels >= 0) & (found.labels < k)).all()
-        if found.labels.shape != (n,) or len(found.digests) != n or found.logits.shape != (n, k) or not in_range:
+        shapes = {found.logits.shape, found.logits.shape if found.artifact is None else found.artifact.shape}
+        if found.labels.shape != (n,) or len(found.digests) != n or shapes != {(n, k)} or not in_range:
             raise BundleError(f"{file} does not fit the {k} labels of the manifest; export the bundle again")
         return found
 
@@ -268,10 +275,12 @@ def write_golden(folder: Path, clips: Sequence[GoldenClip]) -> None:
 
 def write_reference(folder: Path, reference: ReferenceSet) -> None:
     """Write `reference.npz`."""
+    artifact: dict[str, Any] = {} if reference.artifact is None else {"artifact": reference.artifact}
     np.savez(
         folder / "reference.npz",
         ids=np.array(reference.ids),
         labels=reference.labels,
         digests=np.array(reference.digests),
         logits=reference.logits,
+        **artifact,
     )

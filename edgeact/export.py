@@ -187,7 +187,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         notes=(*told, *proxy_note(job), *notes, *data_notes(job.evaluation), *busy_note()),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
-    write_reference(folder, reference_set(reference))
+    write_reference(folder, reference_set(reference, artifact))
     write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
     write_manifest(folder, make_manifest(job, report, files, facts))
     return report

@@ -21,7 +21,8 @@ class Latency:
     """Milliseconds per clip (batch 1): medians, percentiles and the paired ratio.
 
     `reference_ms` and what follows from it are None where no PyTorch is installed; `reference_missing` says so.
-    `peak_memory_mb` is that of a fresh process that loads the bundle and runs clips, None where it cannot be read.
+    `threads` is None where a device did not say, as accelerators have none. `peak_memory_mb` is that of a fresh process
+    that loads the bundle and runs clips, None where it cannot be read.
     """
 
     reference_ms: float | None
@@ -31,7 +32,7 @@ class Latency:
     artifact_p50_p95_p99_ms: tuple[float, float, float]
     reference_p50_p95_p99_ms: tuple[float, float, float] | None
     reference_missing: str | None
-    threads: int
+    threads: int | None
     rounds: int
     runtime: str
     device: str
@@ -66,7 +67,7 @@ def _percentiles(samples: list[float]) -> tuple[float, float, float]:
 def summarize(
     samples: Mapping[str, list[float]],
     *,
-    threads: int,
+    threads: int | None,
     runtime: str,
     device: str,
     peak_memory_mb: float | None = None,

@@ -6,13 +6,14 @@ No torch: the same code judges an export and a device.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import InputError
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics, Rung
+from edgeact.sustained import Sustained, Window
 
 __all__ = ["IN_FLOAT", "Gates", "NotMeasured", "Placement", "Report", "judge"]
 
@@ -102,6 +103,7 @@ class Report:
     notes: tuple[str, ...]
     environment: dict[str, str]
     date: str
+    sustained: Sustained | NotMeasured = field(default_factory=lambda: NotMeasured("give --minutes"))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; keys as pinned by the public contract."""
@@ -119,6 +121,8 @@ class Report:
             for name, kind in (("numerics", Numerics), ("accuracy", Accuracy), ("latency", Latency)):
                 parts[name] = _rebuild(kind, parts[name])
             parts["placement"] = _rebuild(Placement, parts["placement"])
+            if "sustained" in parts:  # reports of bundles from before it was measured lack it
+                parts["sustained"] = _rebuild(Sustained, parts["sustained"])
             parts["gates"] = Gates(**parts["gates"])
             parts |= {name: tuple(parts[name]) for name in ("failures", "notes")}
             return cls(**parts)
@@ -127,11 +131,11 @@ class Report:
 
 
 def _rebuild(kind: type[Any], fields: Mapping[str, Any]) -> Any:
-    """A measurement from JSON: lists become tuples, rungs and flips their own classes."""
+    """A measurement from JSON: lists become tuples, rungs, flips and windows their own classes."""
     if set(fields) == {"not_measured"}:
         return NotMeasured(**fields)
     parts: dict[str, Any] = {key: _tuples(value) for key, value in fields.items()}
-    for name, item in (("rungs", Rung), ("flips", Flip)):
+    for name, item in (("rungs", Rung), ("flips", Flip), ("windows", Window)):
         if name in parts:
             parts[name] = tuple(item(**entry) for entry in fields[name])
     return kind(**parts)

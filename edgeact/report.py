@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._format import db, mb, ms, p_value, pct, signed
-from edgeact._report_page import render
+from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
+from edgeact._report_page import render, sustained_in_words, thinned
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
 from edgeact.parity import NotMeasured, Placement, Report
+from edgeact.sustained import Sustained
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
 __all__ = ["print_table", "write_html"]
+
+_WINDOWS_SHOWN = 12
 
 
 def print_table(report: Report, console: "Console") -> None:
@@ -42,6 +45,10 @@ def print_table(report: Report, console: "Console") -> None:
         line("✗", failure, "red")
     console.print(_numerics_table(report))
     console.print(_figures_table(report))
+    if isinstance(report.sustained, Sustained):
+        console.print(_sustained_table(report.sustained))
+        for remark in sustained_in_words(report.sustained):
+            line("·", remark, "dim")
     device = f", {report.latency.device}" if isinstance(report.latency, Latency) else ""
     date = report.date.replace("T", " ").replace("+00:00", " UTC")
     for note in (f"measured {date}{device}", *report.notes):
@@ -108,7 +115,7 @@ def _latency_rows(latency: Latency | NotMeasured) -> list[tuple[str, str, str, s
         speedup = f"{latency.speedup:.2f}× PyTorch" + (
             f", 95 % {latency.speedup_ci95[0]:.2f} … {latency.speedup_ci95[1]:.2f}" if latency.speedup_ci95 else ""
         )
-    remarks = (speedup, latency.runtime, f"{latency.threads} threads, {latency.rounds} rounds")
+    remarks = (speedup, latency.runtime, f"{thread_count(latency.threads)}, {latency.rounds} rounds")
     reference = latency.reference_p50_p95_p99_ms or (None, None, None)
     rows = [
         (f"latency {name}", ms(before), ms(after), remark)
@@ -126,6 +133,22 @@ def _placement_rows(placement: Placement | NotMeasured) -> list[tuple[str, str, 
     if placement.fallback:
         fallback += ": " + ", ".join(placement.fallback[:5]) + (" …" if len(placement.fallback) > 5 else "")
     return [("placement", "", f"{placement.accelerated_ops:,} ops", f"{placement.kind}; {fallback}")]
+
+
+def _sustained_table(sustained: Sustained) -> "Table":
+    """Windows over the minutes, few enough for a terminal; a sensor that no window read has no column."""
+    sensors = [
+        (title, name)
+        for title, name in (("°C", "temperature_c"), ("MHz", "clock_mhz"), ("W", "power_w"))
+        if any(getattr(window, name) is not None for window in sustained.windows)
+    ]
+    table = _table("sustained", "clips", "p50", "p95", "p99", *(title for title, _ in sensors))
+    for window in thinned(sustained.windows, _WINDOWS_SHOWN):
+        figures = (ms(window.p50_ms), ms(window.p95_ms), ms(window.p99_ms))
+        read = [getattr(window, name) for _, name in sensors]
+        cells = ("–" if value is None else f"{value:,.4g}" for value in read)
+        table.add_row(f"{window.start_s:,.0f} s", f"{window.clips:,}", *figures, *cells)
+    return table
 
 
 def write_html(

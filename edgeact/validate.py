@@ -1,31 +1,28 @@
-"""A bundle against its own reference, on the machine where it runs: no torch, no checkpoint.
+"""A bundle against its own reference: what was measured of it, here or on a device, judged by one rule.
 
-golden videos ─► decoded frames ─► logits          each stage compared with what the export stored
-evaluation set (--data) ─► logits ─► reference.npz  accuracy with flips, as at the export
+measure(bundle) ─► Results ─┐
+results.json ─────► Results ─┴─► judge_results(bundle, results, gates) ─► Report
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeact._results_checks import check_results
 from edgeact.accuracy import Accuracy, compare_accuracy
-from edgeact.bundle import Bundle, GoldenClip, ReferenceSet, open_bundle
-from edgeact.data import VideoDataset, open_dataset
-from edgeact.environment import busy_note, cpu_name, describe_environment, today
-from edgeact.errors import BundleError, InputError, VideoError
-from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run_model
-from edgeact.latency import Latency, measure_interleaved, summarize
+from edgeact.bundle import Bundle, open_bundle
+from edgeact.errors import BundleError, InputError
+from edgeact.evaluate import OnCorrupt
+from edgeact.latency import Latency, summarize
+from edgeact.measure import measure
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
-from edgeact.runtime import CheckedRunner, load
-from edgeact.runtime._memory import peak_memory_mb
-from edgeact.video import read_clip
+from edgeact.results import EvaluationOutputs, GoldenOutput, Results, read_results
 
-__all__ = ["stored_gates", "validate"]
+__all__ = ["judge_results", "stored_gates", "validate"]
 
 # Two H.264 decoders agree to the bit; colour conversion may round by a level. More than one level on average is
 # another picture: wrong colour matrix, resize or frames.
@@ -41,8 +38,9 @@ def validate(
     gates: Gates | None = None,
     on_corrupt: OnCorrupt = "error",
     progress: bool = False,
+    results: Results | str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Judge a bundle on this machine.
+    """Judge a bundle, on this machine or by what a device measured.
 
     Args:
         bundle: A bundle or its folder.
@@ -53,55 +51,43 @@ def validate(
         gates: Limits to hold; those stored in the bundle by default.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.
         progress: Show bars on stderr.
+        results: A results.json that a program wrote on a device: nothing is run here, and what says how to is not used.
 
     Raises:
         BundleError: The bundle is damaged, hostile or of another version.
-        InputError: `data` is not the set of the export.
+        InputError: `data` is not the set of the export, or `results` are not of this bundle or not whole.
         MissingDependencyError: The bundle's runtime is not installed here.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if rounds < 1:
-        raise InputError(f"rounds is {rounds}: latency needs at least 1")
-    runner = load(opened, threads=threads)
     gates = gates or stored_gates(opened)
-    golden, reference = opened.golden(), opened.reference()
-    notes, failures = _check_decoding(golden, opened)
-    if opened.manifest["facts"].get("held") is False:
+    if results is not None and data is not None:
+        raise InputError("data is run here, results were measured elsewhere: give one of them")
+    if results is None:
+        how: dict[str, Any] = {"on_corrupt": on_corrupt, "progress": progress}
+        results = measure(opened, data=data, threads=threads, rounds=rounds, **how)
+    elif not isinstance(results, Results):
+        results = read_results(results, opened)
+    return judge_results(opened, results, gates)
+
+
+def judge_results(bundle: Bundle, results: Results, gates: Gates) -> Report:
+    """Judge what was measured of a bundle by what its export stored.
+
+    Raises:
+        InputError: The results are of another bundle, or not whole.
+    """
+    check_results(results, bundle)
+    failures, notes = _check_decoding(results.golden)
+    if bundle.manifest["facts"].get("held") is False:
         failures.append("export: it fell short there, as its report.json says: export it again with the gates to hold")
-    numerics: Numerics | NotMeasured
-    accuracy: Accuracy | NotMeasured
-    latency: Latency | NotMeasured
-    if runner.runner.missing:
-        numerics = accuracy = latency = NotMeasured(runner.runner.missing)
-        return _judged(opened, gates, numerics, accuracy, latency, runner.runner.placement(), failures, notes)
-    outputs = np.concatenate([runner(clip.frames[None]) for clip in golden])
-    numerics = ladder([("golden", np.stack([clip.logits for clip in golden])), ("artifact", outputs)])
-    if data is None and not _is_synthetic(opened):
-        accuracy = NotMeasured(f"give --data to run the {len(reference.ids)} clips of the evaluation set")
-    else:
-        dataset = _same_clips(dataset_root(os.fspath(data or MOTION), progress=progress), opened.labels, reference)
-        clips = EvaluationSet(dataset, opened.spec, on_corrupt=on_corrupt, progress=progress)
-        accuracy, more = _accuracy(runner, reference, clips, gates)
-        notes += more
-    latency = _latency(runner, golden[0], rounds)
-    return _judged(opened, gates, numerics, accuracy, latency, runner.runner.placement(), failures, notes)
-
-
-def _judged(
-    bundle: Bundle,
-    gates: Gates,
-    numerics: Numerics | NotMeasured,
-    accuracy: Accuracy | NotMeasured,
-    latency: Latency | NotMeasured,
-    placement: Placement | NotMeasured,
-    failures: Sequence[str],
-    notes: Sequence[str],
-) -> Report:
-    """The report on these measurements; `failures` are those of decoding, which no gate judges."""
-    failures = (*failures, *judge(gates, numerics, accuracy, latency, placement))
+    numerics, latency = _numerics(bundle, results), _latency(bundle, results)
+    accuracy, remarks = _accuracy(bundle, results, gates)
+    placement = _placement(results)
+    failures += judge(gates, numerics, accuracy, latency, placement)
     if gates.min_speedup is not None and isinstance(latency, Latency) and not gates.require_all:
         gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
-        notes = (*notes, f"{gate} is not judged: {latency.reference_missing}")
+        remarks.append(f"{gate} is not judged: {latency.reference_missing}")
+    facts = dict(results.device.facts)
     return Report(
         bundle=str(bundle.path),
         target=bundle.manifest["target"],
@@ -109,16 +95,17 @@ def _judged(
         precision=bundle.manifest["precision"],
         form=bundle.manifest["form"],
         held=not failures,
-        failures=failures,
+        failures=tuple(failures),
         artifact={"files": list(bundle.manifest["artifact"]), "size_mb": bundle.artifact_mb},
         numerics=numerics,
         accuracy=accuracy,
         latency=latency,
         placement=placement,
         gates=gates,
-        notes=(*notes, *busy_note()),
-        environment=describe_environment(),
-        date=today(),
+        notes=(*notes, *_proxy_note(results), *remarks, *results.notes),
+        environment=facts if results.device.name in facts.values() else {"device": results.device.name, **facts},
+        date=results.created,
+        sustained=results.sustained,
     )
 
 
@@ -135,93 +122,103 @@ def stored_gates(bundle: Bundle) -> Gates:
         raise BundleError(f"{bundle.path} has gates that cannot be used: {exc}") from exc
 
 
-def _check_decoding(golden: Sequence[GoldenClip], bundle: Bundle) -> tuple[list[str], list[str]]:
-    """Notes and failures of decoding the golden videos here, against the frames the export decoded."""
-    notes, failures = [], []
+def _check_decoding(golden: Sequence[GoldenOutput]) -> tuple[list[str], list[str]]:
+    """Failures and notes of decoding the golden videos, against the frames the export decoded."""
+    failures, notes, compared = [], [], 0
     for clip in golden:
-        try:
-            frames = read_clip(clip.video, bundle.spec).frames
-        except VideoError as exc:
-            failures.append(f"decoding: {clip.id}: {exc}")
+        if clip.frames is None:
             continue
-        levels = np.abs(frames.astype(np.int16) - clip.frames)
-        if levels.mean() > MAX_DECODE_LEVELS:
+        compared += 1
+        mean, most = clip.frames.mean_levels or 0.0, clip.frames.max_levels or 0.0
+        if clip.frames.error is not None:
+            failures.append(f"decoding: {clip.id}: {clip.frames.error}")
+        elif mean > MAX_DECODE_LEVELS:
             failures.append(
-                f"decoding: {clip.id} differs from the export's frames by {levels.mean():.1f} of 255 levels on "
-                f"average, more than {MAX_DECODE_LEVELS:g}"
+                f"decoding: {clip.id} differs from the export's frames by {mean:.1f} of 255 levels on average, more "
+                f"than {MAX_DECODE_LEVELS:g}"
             )
-        elif levels.max() > 0:
-            notes.append(
-                f"decoding: {clip.id} differs by at most {levels.max()} of 255 levels from the export's frames"
-            )
-    if not notes and not failures:
-        notes.append(f"decoding: {len(golden)} golden videos give the export's frames to the bit")
-    return notes, failures
+        elif most > 0:
+            notes.append(f"decoding: {clip.id} differs by at most {most:g} of 255 levels from the export's frames")
+    if compared and not notes and not failures:
+        notes.append(f"decoding: {compared} golden videos give the export's frames to the bit")
+    if compared < len(golden):
+        notes.append(f"decoding: not measured for {len(golden) - compared} of {len(golden)} golden videos")
+    return failures, notes
 
 
-def _is_synthetic(bundle: Bundle) -> bool:
-    data = bundle.manifest["facts"].get("data")
-    return isinstance(data, dict) and data.get("synthetic") is True
+def _numerics(bundle: Bundle, results: Results) -> Numerics | NotMeasured:
+    """The golden clips: the artifact's logits against the reference's."""
+    found = {clip.id: clip.logits for clip in results.golden}
+    rows = []
+    for clip in bundle.golden():
+        logits = found[clip.id]
+        if isinstance(logits, NotMeasured):
+            return logits
+        rows.append((clip.logits, logits))
+    reference, outputs = (np.stack(side) for side in zip(*rows, strict=True))
+    return ladder([("golden", reference), ("artifact", outputs)])
 
 
-def _same_clips(root: Path, labels: tuple[str, ...], reference: ReferenceSet) -> VideoDataset:
-    """The clips of `reference`, in its order, out of the folder `root`.
-
-    Raises:
-        InputError: The folder lacks a clip, or labels one differently.
-    """
-    dataset = open_dataset(root, split="all", labels=labels)
-    by_id = {sample.id: sample for sample in dataset.samples}
-    missing = [clip for clip in reference.ids if clip not in by_id]
-    if missing:
-        raise InputError(
-            f"{root} lacks {len(missing)} of the {len(reference.ids)} clips of the bundle's evaluation set, first "
-            f"{missing[0]!r}: give the folder that the bundle was exported with"
-        )
-    relabelled = [
-        clip for clip, label in zip(reference.ids, reference.labels, strict=True) if by_id[clip].label != label
-    ]
-    if relabelled:
-        raise InputError(f"{root} labels {relabelled[0]!r} differently from the bundle's evaluation set")
-    return replace(dataset, samples=tuple(by_id[clip] for clip in reference.ids))
-
-
-def _accuracy(
-    runner: CheckedRunner, reference: ReferenceSet, clips: EvaluationSet, gates: Gates
-) -> tuple[Accuracy, list[str]]:
-    """Accuracy on `clips`, which are those of `reference`, and notes on what differs from the export."""
-    outputs = run_model(runner, clips)
+def _accuracy(bundle: Bundle, results: Results, gates: Gates) -> tuple[Accuracy | NotMeasured, list[str]]:
+    """Accuracy on the evaluation set, and notes on what differs from the export."""
+    notes, evaluation = [f"skipped: {line}" for line in results.skipped], results.evaluation
+    if isinstance(evaluation, NotMeasured):
+        return evaluation, notes
+    reference = bundle.reference()
     row_of = {clip: row for row, clip in enumerate(reference.ids)}
-    rows = [row_of[sample.id] for sample in outputs.samples]
-    notes = [f"skipped: {line}" for line in clips.skipped]
-    other = sum(reference.digests[row] != digest for row, digest in zip(rows, outputs.digests, strict=True))
-    if other:
-        notes.append(f"{other} of {len(rows)} clips decode to other pixels here than at the export")
+    rows = [row_of[clip] for clip in evaluation.ids]
     accuracy = compare_accuracy(
         reference.logits[rows],
-        outputs.logits,
-        outputs.truth,
-        clips=[sample.id for sample in outputs.samples],
-        labels=runner.labels,
+        evaluation.logits,
+        reference.labels[rows],
+        clips=evaluation.ids,
+        labels=bundle.labels,
         max_drop_pt=gates.max_drop_pt,
     )
-    return accuracy, notes
+    return accuracy, notes + _pixel_notes(evaluation, [reference.digests[row] for row in rows])
 
 
-def _latency(runner: CheckedRunner, clip: GoldenClip, rounds: int) -> Latency:
-    frames = np.ascontiguousarray(clip.frames[None])
-    bundle = runner.bundle
-    samples = measure_interleaved({"artifact": lambda: runner.runner(frames)}, rounds=rounds)
+def _pixel_notes(evaluation: EvaluationOutputs, stored: Sequence[str]) -> list[str]:
+    """How many clips are known to have other pixels than at the export, and of how many nobody said."""
+    total = len(stored)
+    unknown = evaluation.digests.count(None)
+    other = sum(found not in (None, wanted) for found, wanted in zip(evaluation.digests, stored, strict=True))
+    notes = [f"{other} of {total} clips decode to other pixels than at the export"] if other else []
+    if unknown:
+        notes.append(f"{unknown} of {total} clips have no sha256: whether they decode to the export's pixels is open")
+    return notes
+
+
+def _latency(bundle: Bundle, results: Results) -> Latency | NotMeasured:
+    if isinstance(results.latency_ms, NotMeasured):
+        return results.latency_ms
     facts = bundle.manifest["facts"]
     exported_ms, environment = facts.get("reference_ms"), facts.get("environment")
     machine = environment.get("cpu", "another machine") if isinstance(environment, dict) else "another machine"
     return summarize(
-        samples,
-        threads=runner.runner.threads,
-        runtime=f"{bundle.runtime} {runner.runner.version}",
-        device=cpu_name(),
-        peak_memory_mb=peak_memory_mb(bundle.runtime, Path(bundle.path), bundle.spec, runner.runner.threads),
+        {"artifact": list(results.latency_ms)},
+        threads=results.runtime.threads,
+        runtime=results.runtime.in_words(),
+        device=results.device.name,
+        peak_memory_mb=results.peak_memory_mb,
         reference_missing=f"PyTorch is not used here; the export measured {exported_ms:.1f} ms on {machine}"
         if isinstance(exported_ms, int | float)
         else "PyTorch is not used here",
+    )
+
+
+def _placement(results: Results) -> Placement | NotMeasured:
+    """As measured; what a proxy did says so, whatever the results call it."""
+    if isinstance(results.placement, Placement) and results.runtime.proxy_for:
+        return replace(results.placement, kind="proxy")
+    return results.placement
+
+
+def _proxy_note(results: Results) -> tuple[str, ...]:
+    used = results.runtime
+    if used.proxy_for is None:
+        return ()
+    return (
+        f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency and "
+        f"placement are not those of {used.proxy_for}",
     )

@@ -9,6 +9,7 @@ from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.latency import summarize
 from edgeact.numerics import ladder
 from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.sustained import Sustained, Window
 
 EVIL = "<script>alert('x')</script>\"><img src=//evil onerror=x>[red]&\x1b[31m"
 
@@ -82,3 +83,25 @@ def without_reference() -> Report:
         {"artifact": [9.0, 10.0]}, threads=1, runtime="r 1", device="d", reference_missing="PyTorch is not used here"
     )
     return report(latency=latency)
+
+
+def sustained(windows: int = 40, *, sensors: bool = True, reason: str = "no power sensor") -> Sustained:
+    """Minutes of runs that slow down halfway."""
+    return Sustained(
+        minutes=windows / 6,
+        windows=tuple(
+            Window(
+                start_s=10.0 * i,
+                clips=100,
+                p50_ms=10.0 + 5 * (i > windows / 2),
+                p95_ms=12.0 + 5 * (i > windows / 2),
+                p99_ms=13.0,
+                temperature_c=40.0 + i if sensors else None,
+                clock_mhz=1300.5 if sensors else None,
+            )
+            for i in range(windows)
+        ),
+        energy_j_per_clip=None,
+        throttled_at_s=10.0 * (windows // 2 + 1),
+        not_measured={"power_w": reason},
+    )

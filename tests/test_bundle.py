@@ -226,6 +226,18 @@ def test_a_reference_of_other_labels(bundle: Path) -> None:
         open_bundle(bundle).reference()
 
 
+def test_the_artifacts_own_logits_are_stored_and_old_bundles_have_none(bundle: Path) -> None:
+    assert open_bundle(bundle).reference().artifact is None
+    one, own = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
+    write_reference(bundle, ReferenceSet(("a",), np.array([1]), ("0",), one, own))
+    reseal(bundle)
+    np.testing.assert_array_equal(open_bundle(bundle).reference().artifact, own)
+    write_reference(bundle, ReferenceSet(("a",), np.array([1]), ("0",), one, np.ones((1, 3), np.float32)))
+    reseal(bundle)
+    with pytest.raises(BundleError, match="does not fit the 2 labels of the manifest"):
+        open_bundle(bundle).reference()
+
+
 def test_a_missing_report(bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"report\.json cannot be read"):
         open_bundle(bundle).report()

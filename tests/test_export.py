@@ -17,11 +17,14 @@ from edgeact.accuracy import Accuracy
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
 from edgeact.latency import Latency
+from edgeact.measure import measure
 from edgeact.models import list_models, options_for_spec
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, Placement
+from edgeact.results import write_results
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import check_form, check_precision, get_target, list_targets
+from edgeact.validate import judge_results
 
 
 def tiny(name: str, spec: ClipSpec, classes: int = 12) -> nn.Module:
@@ -97,6 +100,8 @@ def test_what_a_bundle_holds(bundle: edgeact.Bundle, videos: Path, tiny_spec: Cl
     assert len({clip.label for clip in golden}) == 4
     reference = bundle.reference()
     assert len(reference.ids) == 24
+    assert reference.artifact is not None
+    np.testing.assert_allclose(reference.artifact, reference.logits, rtol=1e-3, atol=1e-4)
     model = tiny("ir_csn_26", tiny_spec).eval()
     for clip in golden:
         with torch.inference_mode():
@@ -152,11 +157,29 @@ def test_validate_with_and_without_the_data(bundle: edgeact.Bundle, videos: Path
         edgeact.validate(bundle, data=part)
 
 
+def test_what_is_measured_here_is_judged_like_what_a_device_wrote(
+    bundle: edgeact.Bundle, videos: Path, tmp_path: Path
+) -> None:
+    measured = measure(bundle, data=videos, threads=1, rounds=2)
+    write_results(measured, tmp_path / "results.json")
+    gates = Gates(min_agreement=0.9, max_drop_pt=5)
+    here = judge_results(bundle, measured, gates)
+    assert here.held, here.failures
+    assert edgeact.validate(bundle, gates=gates, results=tmp_path / "results.json") == here
+    assert edgeact.validate(bundle, gates=gates, results=measured) == here
+    assert isinstance(here.accuracy, Accuracy)
+    assert isinstance(here.latency, Latency)
+    assert (here.accuracy.n, here.latency.rounds, here.latency.threads) == (24, 2, 1)
+    assert here.latency.runtime == f"openvino {here.environment['openvino']}"
+    assert here.latency.peak_memory_mb is not None
+    assert here.environment["cpu"] == here.latency.device
+
+
 def test_a_device_that_decodes_other_pixels_is_told(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeact.errors import VideoError
     from edgeact.video import DecodedClip, read_clip
 
-    module = sys.modules["edgeact.validate"]
+    module = sys.modules["edgeact.measure"]
 
     def brighter(levels: int) -> None:
         def decode(path: Path, spec: ClipSpec) -> DecodedClip:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from report_samples import sustained
 from scipy.stats import binomtest
 
 from edgeact._statistics import clips_to_resolve, mcnemar_exact, wilson_interval
@@ -246,10 +247,23 @@ def report(**changes: Any) -> Report:
     return dataclasses.replace(base, **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"accuracy": NONE, "placement": NONE, "latency": NONE, "numerics": NONE}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accuracy": NONE, "placement": NONE, "latency": NONE, "numerics": NONE, "sustained": NONE},
+        {"sustained": sustained(3)},
+    ],
+)
 def test_a_report_survives_json(changes: dict[str, Any]) -> None:
     original = report(**changes)
     assert Report.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+
+
+def test_a_report_from_before_minutes_were_measured() -> None:
+    fields = report().to_dict()
+    del fields["sustained"]
+    assert Report.from_dict(fields).sustained == NotMeasured("give --minutes")
 
 
 def test_a_report_of_another_version_is_refused() -> None:

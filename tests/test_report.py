@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from report_samples import EVIL, report, unmeasured, without_reference
+from report_samples import EVIL, report, sustained, unmeasured, without_reference
 from rich.console import Console
 
-from edgeact._format import mb, ms, p_value, pct, signed
+from edgeact._format import mb, ms, p_value, pct, signed, thread_count
 from edgeact.parity import Report
 from edgeact.report import print_table
 
@@ -62,9 +62,20 @@ def test_the_table_says_why_a_number_is_not_there() -> None:
     assert "PyTorch is not used here" in table(without_reference())
 
 
+def test_the_table_of_minutes_shows_few_windows_and_the_sensors_that_were_read() -> None:
+    text = table(report(sustained=sustained()))
+    assert re.search(r"sustained +clips +p50 +p95 +p99 +°C +MHz *\n", text)
+    assert len(re.findall(r"^ \d+ s +100 +1[05] ms", text, re.M)) == 12
+    assert re.search(r"^ 390 s +100 +15 ms +17 ms +13 ms +79 +1,300", text, re.M)
+    assert "it slowed down after 210 s" in text
+    assert "power_w: not measured: no power sensor" in text
+    assert "°C" not in table(report(sustained=sustained(2, sensors=False)))
+    assert "sustained" not in table(report())
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_table_fits_the_terminal(width: int) -> None:
-    long = report(held=False, notes=("n" * 200,), model="m" * 90)
+    long = report(held=False, notes=("n" * 200,), model="m" * 90, sustained=sustained())
     for shown in (report(), long, unmeasured()):
         assert max(len(line) for line in table(shown, width).splitlines()) <= width
 
@@ -85,5 +96,6 @@ def test_numbers_read_well() -> None:
         "12,346 ms",
     ]
     assert [mb(x) for x in (None, 12.13, 312.4)] == ["–", "12.1 MB", "312 MB"]
+    assert [thread_count(n) for n in (None, 1, 8)] == ["threads not given", "1 thread", "8 threads"]
     assert [p_value(x) for x in (1e-9, 0.0123, 0.69, 1.0)] == ["< 0.001", "0.012", "0.69", "1.00"]
     assert [signed(x) for x in (-0.001, -1.5, 2.0)] == ["0.00", "−1.50", "2.00"]

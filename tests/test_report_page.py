@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from report_samples import EVIL, accuracy, report, unmeasured, without_reference
+from report_samples import EVIL, accuracy, report, sustained, unmeasured, without_reference
 
 from edgeact._plots import film_strip, training_plot
 from edgeact.accuracy import Accuracy, compare_accuracy
@@ -80,7 +80,7 @@ def page(path: Path, shown: Report, **given: Any) -> Page:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take most of a page's time; tests of the rest go without."""
-    for name in ("drop_plot", "latency_plot", "training_plot"):
+    for name in ("drop_plot", "latency_plot", "sustained_plot", "training_plot"):
         monkeypatch.setattr(f"edgeact._report_page.{name}", lambda *_: "")
 
 
@@ -147,6 +147,7 @@ def test_labels_ids_and_everything_else_untrusted_are_escaped(tmp_path: Path) ->
         held=False,
         notes=(EVIL,) * 20,
         environment={EVIL: EVIL},
+        sustained=sustained(3, reason=EVIL),
         artifact={"files": [EVIL], "size_mb": 1.0},
         **fields,
     )
@@ -178,6 +179,19 @@ def test_plots_follow_the_colour_scheme(full: Page) -> None:
 def test_the_same_report_gives_the_same_page(tmp_path: Path) -> None:
     first, second = (page(tmp_path / name, report(), curves=CURVES[:2]).source for name in ("a.html", "b.html"))
     assert first == second
+
+
+@pytest.mark.parametrize(("sensors", "axes"), [(True, 2), (False, 1)])
+def test_minutes_are_drawn_with_the_temperature_below(tmp_path: Path, sensors: bool, axes: int) -> None:
+    shown = page(tmp_path / "r.html", report(sustained=sustained(sensors=sensors)))
+    assert "6.67 minutes of back-to-back runs. it slowed down after 210 s." in shown.text
+    assert "power_w: not measured: no power sensor" in shown.text
+    wide = re.search(r'<svg class="plot wide"[^>]*aria-label="Latency over minutes".*?</svg>', shown.source, re.S)
+    assert wide is not None
+    assert len(re.findall(r'id="sustained-wide-axes_', wide[0])) == axes
+    assert "(the line: where it slowed down)" in wide[0]
+    assert shown.source.count("<td>15 ms</td>") >= 10
+    assert shown.text.count("1300") == (24 if sensors else 0)
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -24,6 +24,7 @@ class Runner(Protocol):
     device: str
     threads: int
     version: str
+    proxy_for: str | None  # the runtime that this one stands in for on this machine
     missing: str | None  # why the artifact cannot be run on this machine; a call then fails
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -600,6 +600,35 @@ def test_validate(bundle: Path, tmp_path: Path, run: Edgeact) -> None:
     assert "--min-speedup compares with PyTorch, which validate does without" in done.err
 
 
+def test_validate_by_the_results_of_a_device(bundle: Path, tmp_path: Path, run: Edgeact, refused: Refused) -> None:
+    opened, file = edgeact.open_bundle(bundle), tmp_path / "results.json"
+    golden = [{"id": clip.id, "logits": clip.logits.tolist()} for clip in opened.golden()]
+    fields = {"schema": 1, "bundle": {"name": "tiny", "digest": opened.manifest["digest"]}, "golden": golden}
+    fields |= {"created": "2026-11-22T09:00:00Z", "runtime": {"name": "onnxruntime", "version": "1.31.1"}}
+    fields |= {"device": {"name": "A board", "facts": {"power mode": "15W"}}, "latency_ms": [10, 11, 12]}
+    fields["runtime"] |= {"proxy_for": "tensorrt"}
+    file.write_text(json.dumps(fields))
+    done = run("validate", bundle, "--results", file, "--json", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    report = json.loads(done.out)
+    assert report["environment"] == {"device": "A board", "power mode": "15W"}
+    assert report["latency"]["runtime"] == "onnxruntime 1.31.1, proxy for tensorrt"
+    assert report["accuracy"] == {"not_measured": "the results leave it out"}
+    text = " ".join(run("validate", bundle, "--results", file).out.split())
+    assert "measured 2026-11-22 09:00:00 UTC, A board" in text
+    assert "threads not given, 3 rounds" in text
+    golden[0]["logits"] = (100 * np.array(golden[0]["logits"])).tolist()
+    file.write_text(json.dumps(fields))
+    assert run("validate", bundle, "--results", file).status == 1
+    file.write_text("{}")
+    assert f"{file} is no results.json: at $: 'schema' is a required property" in refused(
+        "validate", bundle, "--results", file
+    )
+    for option in (("--data", "motion"), ("--threads", "0"), ("--rounds", "30"), ("--skip-corrupt",)):
+        error = refused("validate", bundle, "--results", file, *option)
+        assert f"{option[0]} says how to run the bundle here, --results FILE was measured elsewhere: give one" in error
+
+
 def test_a_stored_gate_of_speed_is_not_forgotten(copy: Path, run: Edgeact) -> None:
     from edgeact._manifest import manifest_digest
 

@@ -1,0 +1,89 @@
+"""Whether results are of a bundle, and whole: every golden clip, every clip of the evaluation set or why not."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from edgeact.bundle import Bundle
+from edgeact.errors import InputError
+from edgeact.parity import NotMeasured
+
+if TYPE_CHECKING:
+    from edgeact.results import Results
+
+__all__ = ["check_results", "refuse_duplicates", "skipped_clips"]
+
+_COLONS = 4
+
+
+def check_results(results: "Results", bundle: Bundle) -> None:
+    """Compare results with the bundle that they must be of.
+
+    Raises:
+        InputError: They are of another bundle, or clips are missing, unknown or of another number of classes.
+    """
+    if results.bundle_digest != bundle.manifest["digest"]:
+        raise InputError(
+            f"it is of the bundle {results.bundle_name!r} with the digest {results.bundle_digest[:12]!r}, not of "
+            f"{bundle.path} with {bundle.manifest['digest'][:12]!r}: run this bundle on the device"
+        )
+    golden, wanted = [clip.id for clip in results.golden], [clip.id for clip in bundle.golden()]
+    _refuse_unknown(golden, wanted, "golden")
+    missing = [clip for clip in wanted if clip not in set(golden)]
+    if missing:
+        raise InputError(f"golden lacks {len(missing)} of the {len(wanted)} clips of golden.json, first {missing[0]!r}")
+    classes = len(bundle.labels)
+    for clip in results.golden:
+        if not isinstance(clip.logits, NotMeasured):
+            _check_classes(len(clip.logits), classes, f"golden clip {clip.id!r}")
+    if not isinstance(results.evaluation, NotMeasured):
+        _check_classes(results.evaluation.logits.shape[1], classes, "evaluation")
+        _check_coverage(results.evaluation.ids, results.skipped, bundle.reference().ids)
+
+
+def _check_coverage(found: Sequence[str], skipped: Iterable[str], wanted: Sequence[str]) -> None:
+    _refuse_unknown(found, wanted, "evaluation")
+    absent = set(wanted) - set(found)
+    unexplained = absent - skipped_clips(skipped, absent)
+    if unexplained:
+        raise InputError(
+            f"evaluation covers {len(found)} of the {len(wanted)} clips of the bundle's evaluation set, and "
+            f"{len(unexplained)} of the others are not in skipped, first {min(unexplained)!r}: run every clip, or list "
+            "in skipped as 'id: reason' what cannot be used"
+        )
+
+
+def _check_classes(found: int, wanted: int, place: str) -> None:
+    if found != wanted:
+        raise InputError(f"{place} has {found} logits, not one for each of the {wanted} labels of the bundle")
+
+
+def _refuse_unknown(found: Iterable[str], known: Collection[str], place: str) -> None:
+    allowed = set(known)
+    unknown = [clip for clip in found if clip not in allowed]
+    if unknown:
+        raise InputError(f"{place} holds {len(unknown)} clips that the bundle does not, first {unknown[0]!r}")
+
+
+def refuse_duplicates(ids: Iterable[str], place: str) -> None:
+    """Refuse an id that occurs twice.
+
+    Raises:
+        InputError: One does.
+    """
+    clip, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{place} holds the clip {clip!r} {count} times")
+
+
+def skipped_clips(skipped: Iterable[str], ids: Collection[str]) -> set[str]:
+    """Those of `ids` that lines `id: reason` name, or `path: reason` with a path that ends in the id."""
+    known = set(ids)
+    depths = {clip.count("/") + 1 for clip in known}
+    named: set[str] = set()
+    for line in skipped:
+        parts = line.split(": ", _COLONS)  # a path may hold some
+        for i in range(1, len(parts) + 1):
+            names = ": ".join(parts[:i]).replace("\\", "/").split("/")
+            named |= {"/".join(names[-depth:]) for depth in depths} & known
+    return named

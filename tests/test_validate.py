@@ -1,0 +1,129 @@
+"""What a device measured, judged: every measurement, what it left out, and a proxy that stays one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results_samples import IDS, logits, results_fields, without, write_bundle, write_fields
+
+from edgeact.accuracy import Accuracy
+from edgeact.bundle import Bundle
+from edgeact.errors import InputError
+from edgeact.latency import Latency
+from edgeact.numerics import Numerics
+from edgeact.parity import NotMeasured, Placement, Report
+from edgeact.results import read_results
+from edgeact.sustained import Sustained
+from edgeact.validate import judge_results, stored_gates, validate
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path, facts={"reference_ms": 20.0, "environment": {"cpu": "a server"}})
+
+
+@pytest.fixture
+def fields(bundle: Bundle) -> dict[str, Any]:
+    fields = results_fields(bundle, logits(noise=0.01))
+    fields["placement"] |= {"fallback_ops": 0, "fallback": []}
+    return fields
+
+
+def judged(bundle: Bundle, fields: dict[str, Any]) -> Report:
+    return validate(bundle, results=write_fields(bundle.path.parent / "results.json", fields))
+
+
+def test_everything_a_device_measured(bundle: Bundle, fields: dict[str, Any]) -> None:
+    report = judged(bundle, fields)
+    assert report.held, report.failures
+    assert isinstance(report.numerics, Numerics)
+    assert 30 < report.numerics.sqnr_db < 70
+    assert isinstance(report.accuracy, Accuracy)
+    assert (report.accuracy.n, report.accuracy.agreement, report.accuracy.labels) == (12, 1.0, bundle.labels)
+    assert isinstance(report.latency, Latency)
+    assert (report.latency.artifact_ms, report.latency.threads, report.latency.rounds) == (12.5, None, 3)
+    assert (report.latency.runtime, report.latency.device) == ("tensorrt 10.3", "Jetson Orin Nano")
+    assert report.latency.peak_memory_mb == 100.5
+    assert report.latency.reference_missing == "PyTorch is not used here; the export measured 20.0 ms on a server"
+    assert isinstance(report.placement, Placement)
+    assert (report.placement.kind, report.placement.kernels) == ("measured", {"conv": 9})
+    assert isinstance(report.sustained, Sustained)
+    assert report.sustained.windows[0].clock_mhz == 900
+    assert report.environment == {"device": "Jetson Orin Nano", "power mode": "15W"}
+    assert report.date == "2026-11-22T09:00:00+00:00"
+    assert report.notes == ("decoding: 2 golden videos give the export's frames to the bit", "fan on")
+    assert Report.from_dict(report.to_dict()) == report
+
+
+def test_a_device_that_falls_short(bundle: Bundle, fields: dict[str, Any]) -> None:
+    fields |= {"placement": results_fields(bundle)["placement"]}
+    fields["evaluation"] = results_fields(bundle, logits(flipped=3))["evaluation"]
+    fields["golden"][0]["logits"] = [-4.0, 0.0, 0.0]
+    fields["golden"][0]["frames"] = {"mean_levels": 1.5, "max_levels": 9}
+    fields["golden"][1]["frames"] = {"error": "no decoder"}
+    report = judged(bundle, fields)
+    starts = [failure[:38] for failure in report.failures]
+    assert starts == [
+        "decoding: left/0.mp4 differs from the ",
+        "decoding: still/3.mp4: no decoder",
+        "numerics: SQNR -3.0 dB is below 10 dB;",
+        "accuracy: top-1 agreement 75.00% is be",
+        "accuracy: top-1 drops 25.00 points, mo",
+        "placement: 1 ops fall back, more than ",
+    ]
+    assert not report.held
+
+
+def test_a_proxy_stays_a_proxy(bundle: Bundle, fields: dict[str, Any]) -> None:
+    fields["runtime"] = {"name": "onnxruntime", "version": "1.31.1", "threads": 4, "proxy_for": "tensorrt"}
+    report = judged(bundle, fields)
+    assert report.latency.runtime == "onnxruntime 1.31.1, proxy for tensorrt"  # type: ignore[union-attr]
+    assert report.placement.kind == "proxy"  # type: ignore[union-attr]
+    assert (
+        "onnxruntime 1.31.1 ran in place of tensorrt: its logits are a proxy, and its latency and placement are not "
+        "those of tensorrt"
+    ) in report.notes
+
+
+def test_what_a_device_left_out(bundle: Bundle, fields: dict[str, Any]) -> None:
+    fields = without(fields, "evaluation", "latency_ms", "placement", "sustained", "notes")
+    fields["golden"] = [without(clip, "frames") for clip in fields["golden"]]
+    report = judged(bundle, fields)
+    assert report.held
+    left_out = NotMeasured("the results leave it out")
+    assert (report.accuracy, report.latency, report.placement, report.sustained) == (left_out,) * 4
+    assert report.notes == ("decoding: not measured for 2 of 2 golden videos",)
+    strict = dataclasses.replace(stored_gates(bundle), require_all=True)
+    failures = validate(bundle, gates=strict, results=read_results(bundle.path.parent / "results.json")).failures
+    assert [failure.partition(":")[0] for failure in failures] == ["accuracy", "latency", "placement"]
+    fields["golden"][1]["logits"] = {"not_measured": "out of memory"}
+    assert judged(bundle, fields).numerics == NotMeasured("out of memory")
+
+
+def test_notes_on_pixels_and_skipped_clips(bundle: Bundle, fields: dict[str, Any]) -> None:
+    first, second, *others = fields["evaluation"]
+    fields["evaluation"] = [first | {"sha256": "0" * 64}, without(second, "sha256"), *others[:-1]]
+    fields["skipped"] = [f"{IDS[-1]}: cut short"]
+    report = judged(bundle, fields)
+    assert report.accuracy.n == 11  # type: ignore[union-attr]
+    assert report.notes[1:4] == (
+        "skipped: still/3.mp4: cut short",
+        "1 of 11 clips decode to other pixels than at the export",
+        "1 of 11 clips have no sha256: whether they decode to the export's pixels is open",
+    )
+
+
+def test_a_bundle_that_fell_short_does_not_hold_on_a_device(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, facts={"held": False})
+    (failure, _) = judged(bundle, results_fields(bundle)).failures
+    assert failure.startswith("export: it fell short there")
+
+
+def test_results_of_another_bundle_are_not_judged(bundle: Bundle, fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["bundle"]["digest"] = "another"
+    results = read_results(write_fields(tmp_path / "r.json", fields))
+    with pytest.raises(InputError, match="it is of the bundle 'small' with the digest 'another', not of"):
+        judge_results(bundle, results, stored_gates(bundle))
+    with pytest.raises(InputError, match="data is run here, results were measured elsewhere: give one of them"):
+        validate(bundle, data="motion", results=results)
