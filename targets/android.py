@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact.errors import InputError, MissingDependencyError, ToolchainError
 from edgeact.quantize.scheme import Scheme
+from edgeact.targets._float16 import in_float16
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -47,7 +48,7 @@ class Android:
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
             edge = to_edge_transform_and_lower(
-                _in_float16(program) if half and backend == "xnnpack" else program,
+                in_float16(program) if half and backend == "xnnpack" else program,
                 partitioner=[_partitioner(backend, half=half)],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),  # one more pass over thousands of nodes
             )
@@ -91,29 +92,6 @@ def _partitioner(backend: str, *, half: bool) -> Any:
             return [Partition(id=i, nodes=dict.fromkeys(nodes)) for i, nodes in enumerate(found)]
 
     return Levels()
-
-
-def _in_float16(program: "ExportedProgram") -> "ExportedProgram":
-    """`program` with weights and casts in float16; its logits are cast back to float32."""
-    import torch
-
-    network = program.module(check_guards=False).half()
-    assert isinstance(network, torch.fx.GraphModule)
-    for node in network.graph.nodes:
-        node.kwargs = {name: torch.float16 if value is torch.float32 else value for name, value in node.kwargs.items()}
-    network.recompile()
-
-    class Float32Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, clip: torch.Tensor) -> torch.Tensor:
-            logits_BK: torch.Tensor = self.network(clip).float()
-            return logits_BK
-
-    (clip,) = program.example_inputs[0]
-    return torch.export.export(Float32Logits(), (clip,))
 
 
 def _placement(graph: "GraphModule") -> dict[str, Any]:
