@@ -10,18 +10,19 @@ from edgeact._quantized import Source
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
-from edgeact.environment import describe_environment, today
+from edgeact.environment import describe_environment, device_name, today
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, Outputs
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.runtime import Runner, needs_engine
 from edgeact.targets import Target, get_target
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Job", "bundle_name", "data_notes", "default_name", "make_manifest", "make_report"]
+__all__ = ["Job", "bundle_name", "data_notes", "default_name", "engine_notes", "make_manifest", "make_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def make_report(
     reference: Outputs,
     artifact: Outputs | NotMeasured,
     latency: Latency | NotMeasured,
-    placement: Placement,
+    placement: Placement | NotMeasured,
     files: dict[str, Any],
     out: Path,
     notes: tuple[str, ...],
@@ -142,6 +143,12 @@ def data_notes(evaluation: EvaluationSet) -> list[str]:
             f"{len(looped)} of {len(evaluation.dataset.samples)} videos are shorter than a clip and were looped"
         )
     return notes + [note for note in evaluation.notes if note not in looped]
+
+
+def engine_notes(job: Job, runner: Runner) -> list[str]:
+    if not needs_engine(job.target.runtime):
+        return []
+    return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]
 
 
 def _io(spec: ClipSpec, classes: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, GoldenClip, ReferenceSet, open_bundle
 from edgeact.data import VideoDataset, open_dataset
-from edgeact.environment import busy_note, cpu_name, describe_environment, today
+from edgeact.environment import busy_note, describe_environment, device_name, today
 from edgeact.errors import BundleError, InputError, VideoError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
@@ -219,7 +219,7 @@ def _latency(runner: CheckedRunner, clip: GoldenClip, rounds: int) -> Latency:
         samples,
         threads=runner.runner.threads,
         runtime=f"{bundle.runtime} {runner.runner.version}",
-        device=cpu_name(),
+        device=device_name(runner.runner.device),
         peak_memory_mb=peak_memory_mb(bundle.runtime, Path(bundle.path), bundle.spec, runner.runner.threads),
         reference_missing=f"PyTorch is not used here; the export measured {exported_ms:.1f} ms on {machine}"
         if isinstance(exported_ms, int | float)

@@ -1,21 +1,27 @@
-"""Torch-free runners: load a bundle, map clips to logits."""
+"""Torch-free runners: load a bundle, map clips to logits.
+
+A runtime that compiles on the device where it runs also has `machine() -> facts`, every fact that its engine depends
+on, and `build(folder, out, clip, threads) -> facts`, which writes the engine of the artifact in `folder` into `out`;
+its runner loads what `edgeact.engine.open_engine` gives it. The artifact's files hold every choice of the build.
+"""
 
 import importlib
 import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.bundle import Bundle, open_bundle
 from edgeact.clip import ClipSpec
+from edgeact.engine import Engine, build_engine
 from edgeact.errors import BundleError, InputError
-from edgeact.parity import Placement
+from edgeact.parity import NotMeasured, Placement
 
-__all__ = ["CheckedRunner", "Runner", "is_installed", "load", "load_runner"]
+__all__ = ["CheckedRunner", "Runner", "compile_engine", "is_installed", "load", "load_runner", "needs_engine"]
 
 
 class Runner(Protocol):
@@ -32,7 +38,7 @@ class Runner(Protocol):
     def layers(self, clip: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """Results of the convolutions, then of the linear layers; none where the runtime does not give them."""
 
-    def placement(self) -> Placement:
+    def placement(self) -> Placement | NotMeasured:
         """Where each compute op runs."""
 
 
@@ -68,20 +74,57 @@ def is_installed(runtime: str) -> bool:
     return any(importlib.util.find_spec(module) is not None for module in modules)
 
 
+def needs_engine(runtime: str) -> bool:
+    """Whether the artifact is compiled on the device where it runs.
+
+    Raises:
+        BundleError: There is no such runner.
+    """
+    return hasattr(_module(runtime), "build")
+
+
+def compile_engine(
+    runtime: str, folder: Path, clip: NDArray[np.uint8], threads: int = 0, *, force: bool = False
+) -> Engine:
+    """The engine of the artifact in `folder` for this machine, built where the cache has none.
+
+    Args:
+        runtime: A runner that needs one.
+        folder: The bundle's folder, already verified.
+        clip: A real clip `[1, T, H, W, 3]`, to measure on where there is a choice.
+        threads: CPU threads; 0 takes every core.
+        force: Build even where there is one.
+
+    Raises:
+        EngineError: The cache could be written by other users.
+        MissingDependencyError: The runtime is not installed.
+        ToolchainError: The runtime cannot compile it.
+    """
+    module = _module(runtime)
+
+    def build(out: Path) -> Any:
+        return module.build(folder, out, clip, threads or os.cpu_count() or 1)
+
+    return build_engine(runtime, folder, module.machine(), build, force=force)
+
+
 def load_runner(runtime: str, folder: Path, spec: ClipSpec, threads: int = 0) -> Runner:
     """The runner named `runtime` over the artifact in `folder`.
 
     Raises:
         BundleError: There is no such runner.
+        EngineError: It runs from an engine, which was not compiled on this machine.
         MissingDependencyError: The runtime is not installed.
     """
+    runner: Runner = _module(runtime).Runner(folder, (1, *spec.clip_shape), threads)
+    return runner
+
+
+def _module(runtime: str) -> Any:
     known = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
     if runtime not in known:  # a manifest is untrusted: it never names a module to import
-        raise BundleError(f"{folder} wants the runtime {runtime!r}; this edgeact has: {', '.join(known)}")
-    runner: Runner = importlib.import_module(f"edgeact.runtime.{runtime}").Runner(
-        folder, (1, *spec.clip_shape), threads
-    )
-    return runner
+        raise BundleError(f"the bundle wants the runtime {runtime!r}; this edgeact has: {', '.join(known)}")
+    return importlib.import_module(f"edgeact.runtime.{runtime}")
 
 
 def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> CheckedRunner:
@@ -93,6 +136,7 @@ def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> Checke
 
     Raises:
         BundleError: The bundle is damaged or of another version.
+        EngineError: It is compiled on the device, and was not on this one.
         MissingDependencyError: Its runtime is not installed.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
