@@ -8,7 +8,15 @@ from typing import Any
 
 from edgeact.errors import BundleError
 
-__all__ = ["check_files", "check_unlisted", "inside", "manifest_digest", "read_manifest", "write_manifest"]
+__all__ = [
+    "check_files",
+    "check_unlisted",
+    "file_digest",
+    "inside",
+    "manifest_digest",
+    "read_manifest",
+    "write_manifest",
+]
 
 SCHEMA = 1
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -35,7 +43,7 @@ def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
     """Write `manifest.json` with the hash of every file of `folder`; last, since it seals the bundle."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "manifest.json")
     manifest = {"schema": SCHEMA, **fields}
-    manifest["files"] = {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
+    manifest["files"] = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     manifest["digest"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -82,7 +90,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         file = inside(folder, name)
         if not file.is_file():
             raise BundleError(f"{folder} lacks {name}, which its manifest lists: copy the bundle again")
-        if _sha256(file) != digest:
+        if file_digest(file) != digest:
             raise BundleError(f"{folder} is damaged: {name} has changed since the export; copy or export it again")
     check_unlisted(folder, manifest)
     for name in manifest["artifact"]:
@@ -123,7 +131,8 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """sha256 of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

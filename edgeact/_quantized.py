@@ -22,7 +22,7 @@ from edgeact._progress import progress_bar
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
 from edgeact.evaluate import EvaluationSet, Outputs, run_model
-from edgeact.parity import IN_FLOAT, Gates, Placement
+from edgeact.parity import IN_FLOAT, Gates, NotMeasured, Placement
 from edgeact.quantize.options import Int8
 from edgeact.quantize.scheme import Scheme
 from edgeact.quantize.state import QuantizedState
@@ -156,13 +156,16 @@ def _floats_in_words(
         yield f"int8: in float stay {', '.join(called(folded, name) for name in unasked)}"
 
 
-def allow_floats(gates: Gates, placement: Placement, program: "ExportedProgram", demanded: Scheme | None) -> Gates:
+def allow_floats(
+    gates: Gates, placement: Placement | NotMeasured, program: "ExportedProgram", demanded: Scheme | None
+) -> Gates:
     """`gates` under which what `program` computes in float, each tap of each frame an op, is no fallback in float."""
     from edgeact.quantize.annotate import in_float
 
     assert demanded is not None, "a target with int8 has a scheme"
     asked = len(in_float(program.graph_module, demanded))
-    floats = sum(name.endswith(IN_FLOAT) for name in placement.fallback)
+    fallback = placement.fallback if isinstance(placement, Placement) else ()
+    floats = sum(name.endswith(IN_FLOAT) for name in fallback)
     return dataclasses.replace(gates, max_fallback=gates.max_fallback + min(asked, floats))
 
 

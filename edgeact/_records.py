@@ -10,18 +10,27 @@ from edgeact._quantized import Source
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
-from edgeact.environment import describe_environment, today
+from edgeact.environment import describe_environment, device_name, today
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, Outputs
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.runtime import Runner, needs_engine
 from edgeact.targets import Target, get_target
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Job", "bundle_name", "data_notes", "default_name", "make_manifest", "make_report", "proxy_note"]
+__all__ = [
+    "Job",
+    "bundle_name",
+    "data_notes",
+    "default_name",
+    "engine_notes",
+    "make_manifest",
+    "make_report",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +56,6 @@ class Job:
     def labels(self) -> tuple[str, ...]:
         return self.evaluation.dataset.labels
 
-    @property
-    def runner(self) -> str:
-        """What executes the artifact where the export runs."""
-        return self.target.proxy or self.target.runtime
-
 
 def default_name(model: str, target: str, precision: str, options: Mapping[str, str]) -> str:
     """`<model>-<target>-<precision>`, and the options that are not the target's defaults."""
@@ -74,7 +78,7 @@ def make_report(
     reference: Outputs,
     artifact: Outputs | NotMeasured,
     latency: Latency | NotMeasured,
-    placement: Placement,
+    placement: Placement | NotMeasured,
     files: dict[str, Any],
     out: Path,
     notes: tuple[str, ...],
@@ -140,15 +144,6 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
     }
 
 
-def proxy_note(job: Job) -> list[str]:
-    if job.target.proxy is None:
-        return []
-    return [
-        f"proxy: {job.target.proxy} ran the artifact in the place of {job.target.runtime}; `edgeact compile` and "
-        "`edgeact validate` on the device measure the artifact itself"
-    ]
-
-
 def data_notes(evaluation: EvaluationSet) -> list[str]:
     notes = [f"skipped: {line}" for line in evaluation.skipped]
     looped = [note for note in evaluation.notes if "looped" in note]
@@ -157,6 +152,18 @@ def data_notes(evaluation: EvaluationSet) -> list[str]:
             f"{len(looped)} of {len(evaluation.dataset.samples)} videos are shorter than a clip and were looped"
         )
     return notes + [note for note in evaluation.notes if note not in looped]
+
+
+def engine_notes(job: Job, runner: Runner) -> list[str]:
+    """What ran here, where a device will run something else."""
+    if job.target.proxy:
+        return [
+            f"proxy: {job.target.proxy} {runner.version} ran in place of {job.target.runtime}; on the device, `edgeact "
+            "compile` builds the engine and `edgeact validate` judges it"
+        ]
+    if not needs_engine(job.target.runtime):
+        return []
+    return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]
 
 
 def _io(spec: ClipSpec, classes: int) -> dict[str, Any]:

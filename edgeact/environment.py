@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["busy_note", "cpu_name", "describe_environment", "today"]
+__all__ = ["busy_note", "cpu_name", "describe_environment", "device_name", "today"]
 
 _TOOLS = ("edgeact", "torch", "openvino", "onnx", "numpy", "av")
 
@@ -19,6 +19,11 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(device: str) -> str:
+    """Name of a runner's device: `CPU` is this machine's processor."""
+    return cpu_name() if device == "CPU" else device
 
 
 def busy_note() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ EdgeactError
 │   ├── VideoError                     a file that holds no usable video
 │   ├── CheckpointError                a file that is no checkpoint, or one of another model
 │   ├── BundleError                    a bundle that is damaged, hostile or of another version
+│   ├── EngineError                    no engine was compiled for this machine, or one that is not to be trusted
 │   └── LoweringError                  a network with an op that has no 2-D form here
 ├── MissingDependencyError (ImportError)  an optional package is absent; the message names the extra
 └── ToolchainError (RuntimeError)      a vendor's converter or runtime failed
@@ -18,6 +19,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "EdgeactError",
+    "EngineError",
     "InputError",
     "LoweringError",
     "MissingDependencyError",
@@ -55,6 +57,10 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle that is damaged, hostile or of another schema version."""
+
+
+class EngineError(InputError):
+    """No engine was compiled for this machine, or it changed since; the message names `edgeact compile`."""
 
 
 class LoweringError(InputError):

@@ -21,17 +21,25 @@ from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact._quantized import Source, allow_floats, quantize
-from edgeact._records import Job, bundle_name, data_notes, default_name, make_manifest, make_report, proxy_note
+from edgeact._records import (
+    Job,
+    bundle_name,
+    data_notes,
+    default_name,
+    engine_notes,
+    make_manifest,
+    make_report,
+)
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
-from edgeact.environment import busy_note, cpu_name
+from edgeact.environment import busy_note, device_name
 from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Report
 from edgeact.quantize.options import Int8
-from edgeact.runtime import Runner, load_runner
+from edgeact.runtime import Runner, compile_engine, load_runner, needs_engine
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import check_form, check_options, check_precision, get_target
 
@@ -165,7 +173,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
     told = job.target.compile(program, folder, job.precision, job.options)
     files = sorted(file.name for file in folder.iterdir())
-    runner = load_runner(job.runner, folder, job.spec, job.threads)
+    runner = _runner(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     numerics = _ladder(reference, rungs, artifact, [sample.id for sample, _ in shown])
     if int8 is not None:
@@ -184,7 +192,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         placement=runner.placement(),
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
-        notes=(*told, *proxy_note(job), *notes, *data_notes(job.evaluation), *busy_note()),
+        notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy_note()),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))
@@ -219,6 +227,14 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _runner(job: Job, folder: Path, clip: NDArray[np.uint8]) -> Runner:
+    """What executes the artifact here; what is compiled on the device is compiled for this machine."""
+    runtime = job.target.proxy or job.target.runtime
+    if needs_engine(runtime):
+        compile_engine(runtime, folder, clip, job.threads)
+    return load_runner(runtime, folder, job.spec, job.threads)
+
+
 def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -> Latency | NotMeasured:
     """PyTorch eager on the normalised clip against the artifact on the uint8 clip: the artifact does more."""
     import torch
@@ -237,7 +253,7 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
         samples,
         threads=job.threads,
         runtime=f"{job.target.runtime} {runner.version}",
-        device=cpu_name(),
+        device=device_name(runner.device),
         peak_memory_mb=peak_memory_mb(job.target.runtime, folder, job.spec, job.threads),
     )
 
@@ -249,7 +265,7 @@ def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArra
     with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
         program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)
         job.target.compile(program, Path(folder), job.precision, job.options)
-        other = load_runner(job.runner, Path(folder), job.spec, job.threads)
+        other = _runner(job, Path(folder), clip)
         samples = measure_interleaved({"kept": lambda: runner(clip), "all": lambda: other(clip)}, rounds=job.rounds)
     kept_ms, all_ms = (float(np.median(samples[name])) for name in ("kept", "all"))
     return f"int8: {kept_ms:.2f} ms with these layers in float, {all_ms:.2f} ms with all in int8 (interleaved)"

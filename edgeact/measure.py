@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeact.bundle import Bundle, GoldenClip, ReferenceSet, open_bundle
 from edgeact.data import VideoDataset, open_dataset
-from edgeact.environment import busy_note, cpu_name, describe_environment, today
+from edgeact.environment import busy_note, describe_environment, device_name, today
 from edgeact.errors import InputError, VideoError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run_model
 from edgeact.latency import measure_interleaved
@@ -64,9 +64,9 @@ def measure(
         bundle_digest=opened.manifest["digest"],
         created=today(),
         runtime=UsedRuntime(
-            name=opened.runtime, version=engine.version, threads=engine.threads, proxy_for=engine.proxy_for
+            name=runner.runtime, version=engine.version, threads=engine.threads, proxy_for=runner.proxy_for
         ),
-        device=Device(name=cpu_name(), facts=describe_environment()),
+        device=Device(name=device_name(engine.device), facts=describe_environment()),
         golden=golden,
         evaluation=evaluation,
         skipped=skipped,
@@ -147,6 +147,8 @@ def _latency(
     bundle, engine = runner.bundle, runner.runner
     if engine.missing:
         return NotMeasured(engine.missing), None
+    if runner.proxy_for:
+        return NotMeasured(f"the device alone tells: {runner.runtime} is a proxy for {runner.proxy_for}"), None
     frames = np.ascontiguousarray(clip.frames[None])
     samples = measure_interleaved({"artifact": lambda: engine(frames)}, rounds=rounds)
-    return tuple(samples["artifact"]), peak_memory_mb(bundle.runtime, bundle.path, bundle.spec, engine.threads)
+    return tuple(samples["artifact"]), peak_memory_mb(runner.runtime, bundle.path, bundle.spec, engine.threads)

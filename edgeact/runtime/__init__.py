@@ -1,21 +1,27 @@
-"""Torch-free runners: load a bundle, map clips to logits."""
+"""Torch-free runners: load a bundle, map clips to logits.
+
+A runtime that compiles on the device where it runs also has `machine() -> facts`, every fact that its engine depends
+on, and `build(folder, out, clip, threads) -> facts`, which writes the engine of the artifact in `folder` into `out`;
+its runner loads what `edgeact.engine.open_engine` gives it. The artifact's files hold every choice of the build.
+"""
 
 import importlib
 import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.bundle import Bundle, open_bundle
 from edgeact.clip import ClipSpec
+from edgeact.engine import Engine, build_engine
 from edgeact.errors import BundleError, InputError
-from edgeact.parity import Placement
+from edgeact.parity import NotMeasured, Placement
 
-__all__ = ["CheckedRunner", "Runner", "is_installed", "load", "load_runner"]
+__all__ = ["CheckedRunner", "Runner", "compile_engine", "is_installed", "load", "load_runner", "needs_engine"]
 
 
 class Runner(Protocol):
@@ -24,7 +30,6 @@ class Runner(Protocol):
     device: str
     threads: int
     version: str
-    proxy_for: str | None  # the runtime that this one stands in for on this machine
     missing: str | None  # why the artifact cannot be run on this machine; a call then fails
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -33,18 +38,19 @@ class Runner(Protocol):
     def layers(self, clip: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """Results of the convolutions, then of the linear layers; none where the runtime does not give them."""
 
-    def placement(self) -> Placement:
+    def placement(self) -> Placement | NotMeasured:
         """Where each compute op runs."""
 
 
 class CheckedRunner:
     """A runner behind its bundle's contract: a clip of another shape, type or layout is refused, never converted.
 
-    `proxy_for` names the bundle's own runtime where the runner stands in for it.
+    `runtime` is the runner's name; `proxy_for` that of the bundle's own runtime where the runner stands in for it.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner, proxy_for: str | None = None) -> None:
-        self.bundle, self.runner, self.proxy_for = bundle, runner, proxy_for
+    def __init__(self, bundle: Bundle, runner: Runner, runtime: str) -> None:
+        self.bundle, self.runner, self.runtime = bundle, runner, runtime
+        self.proxy_for = bundle.runtime if runtime != bundle.runtime else None
         self._shape = (1, *bundle.spec.clip_shape)
 
     @property
@@ -72,20 +78,57 @@ def is_installed(runtime: str) -> bool:
     return any(importlib.util.find_spec(module) is not None for module in modules)
 
 
+def needs_engine(runtime: str) -> bool:
+    """Whether the artifact is compiled on the device where it runs.
+
+    Raises:
+        BundleError: There is no such runner.
+    """
+    return hasattr(_module(runtime), "build")
+
+
+def compile_engine(
+    runtime: str, folder: Path, clip: NDArray[np.uint8], threads: int = 0, *, force: bool = False
+) -> Engine:
+    """The engine of the artifact in `folder` for this machine, built where the cache has none.
+
+    Args:
+        runtime: A runner that needs one.
+        folder: The bundle's folder, already verified.
+        clip: A real clip `[1, T, H, W, 3]`, to measure on where there is a choice.
+        threads: CPU threads; 0 takes every core.
+        force: Build even where there is one.
+
+    Raises:
+        EngineError: The cache could be written by other users.
+        MissingDependencyError: The runtime is not installed.
+        ToolchainError: The runtime cannot compile it.
+    """
+    module = _module(runtime)
+
+    def build(out: Path) -> Any:
+        return module.build(folder, out, clip, threads or os.cpu_count() or 1)
+
+    return build_engine(runtime, folder, module.machine(), build, force=force)
+
+
 def load_runner(runtime: str, folder: Path, spec: ClipSpec, threads: int = 0) -> Runner:
     """The runner named `runtime` over the artifact in `folder`.
 
     Raises:
         BundleError: There is no such runner.
+        EngineError: It runs from an engine, which was not compiled on this machine.
         MissingDependencyError: The runtime is not installed.
     """
+    runner: Runner = _module(runtime).Runner(folder, (1, *spec.clip_shape), threads)
+    return runner
+
+
+def _module(runtime: str) -> Any:
     known = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
     if runtime not in known:  # a manifest is untrusted: it never names a module to import
-        raise BundleError(f"{folder} wants the runtime {runtime!r}; this edgeact has: {', '.join(known)}")
-    runner: Runner = importlib.import_module(f"edgeact.runtime.{runtime}").Runner(
-        folder, (1, *spec.clip_shape), threads
-    )
-    return runner
+        raise BundleError(f"the bundle wants the runtime {runtime!r}; this edgeact has: {', '.join(known)}")
+    return importlib.import_module(f"edgeact.runtime.{runtime}")
 
 
 def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> CheckedRunner:
@@ -97,10 +140,10 @@ def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> Checke
 
     Raises:
         BundleError: The bundle is damaged or of another version.
+        EngineError: It is compiled on the device, and was not on this one.
         MissingDependencyError: Its runtime is not installed.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     proxy = opened.manifest.get("proxy")
-    if proxy is None or is_installed(opened.runtime):
-        return CheckedRunner(opened, load_runner(opened.runtime, opened.path, opened.spec, threads))
-    return CheckedRunner(opened, load_runner(str(proxy), opened.path, opened.spec, threads), opened.runtime)
+    runtime = opened.runtime if proxy is None or is_installed(opened.runtime) else str(proxy)
+    return CheckedRunner(opened, load_runner(runtime, opened.path, opened.spec, threads), runtime)

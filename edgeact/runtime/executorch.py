@@ -51,7 +51,6 @@ class Runner:
     """
 
     device = "CPU"
-    proxy_for = None
 
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
         try:

@@ -41,7 +41,6 @@ class Runner:
     """
 
     device = "CPU"
-    proxy_for = None
     missing = None
 
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:

@@ -1,0 +1,78 @@
+"""NVIDIA workstations and servers: the network as data, compiled by AOTInductor on the machine where it runs.
+
+The volumetric form is the fastest: cuDNN has 3-D convolutions. fp16 is stored and computed in float16; logits alone are
+cast back. What executes it is compiled by `edgeact compile` on the device: AOTInductor's library, or ONNX Runtime with
+the same network where that is faster (see `edgeact.runtime.aotinductor`); without a GPU, for the CPU by the same code
+path.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeact._program import write_program
+from edgeact.errors import EdgeactError, ToolchainError
+from edgeact.targets._float16 import in_float16
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
+
+__all__ = ["GPU", "TARGET"]
+
+
+class GPU:
+    """`model.json` and `model.safetensors` for AOTInductor, `model.onnx` for ONNX Runtime's providers."""
+
+    summary = "NVIDIA GPUs of workstations and servers, through AOTInductor"
+    precisions = ("fp32", "fp16")
+    forms = ("volumetric", "folded", "unrolled")
+    scheme = None
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    runtime = "aotinductor"
+    proxy = None
+
+    def compile(
+        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        """Write the program, and as ONNX what ONNX can say; see `Target.compile`."""
+        import onnx
+
+        from edgeact.targets._onnx import to_onnx
+
+        with _toolchain():
+            write_program(in_float16(program) if precision == "fp16" else program, folder)
+        try:
+            onnx.save(to_onnx(program, precision), folder / "model.onnx")
+        except ToolchainError as exc:
+            return (f"without model.onnx, so ONNX Runtime is no candidate: {exc}",)
+        return ()
+
+    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+        """None: PyTorch has a GPU kernel for every op."""
+        return {}
+
+
+@contextmanager
+def _toolchain() -> Iterator[None]:
+    """PyTorch's exceptions in one line; what it warns and logs of its own deprecated calls is not passed on."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (EdgeactError, OSError):
+        raise
+    except Exception as exc:
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        raise ToolchainError(f"PyTorch could not write this network: {lines[0] if lines else repr(exc)}") from exc
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+TARGET = GPU()
