@@ -56,6 +56,7 @@ def compile_bundle(
     threads: int = 0,
     rounds: int = 30,
     gates: Gates | None = None,
+    workspace_mb: int | None = None,
     force: bool = False,
 ) -> Compiled:
     """Compile a bundle for this machine, and judge its logits on the golden clips.
@@ -65,6 +66,7 @@ def compile_bundle(
         threads: CPU threads; 0 takes every core.
         rounds: Timed runs.
         gates: Their SQNR is to hold; those stored in the bundle by default.
+        workspace_mb: Of `tensorrt`: most memory that a kernel may use while it runs; all of it by default.
         force: Compile even where the cache has an engine for this machine; else that one is judged again.
 
     Raises:
@@ -84,7 +86,7 @@ def compile_bundle(
         )
     gates, golden = gates or stored_gates(opened), opened.golden()
     clip = np.ascontiguousarray(golden[0].frames[None])
-    engine = compile_engine(opened.runtime, opened.path, clip, threads, force=force)
+    engine = compile_engine(opened.runtime, opened.path, clip, threads, workspace_mb=workspace_mb, force=force)
     try:
         runner = load(opened, threads=threads)
         outputs = np.concatenate([runner(clip.frames[None]) for clip in golden])

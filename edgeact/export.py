@@ -112,7 +112,7 @@ def export(
         raise InputError(f"rounds is {rounds}: latency needs at least 1")
     gates = gates or Gates.defaults(precision)
     model_name = model_name or type(model).__name__
-    options = check_options(target, options or {})
+    options = check_options(target, options or {}, precision)
     evaluation = EvaluationSet.open(
         os.fspath(data),
         spec,

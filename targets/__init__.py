@@ -54,11 +54,11 @@ def check_form(target: str, form: str | None) -> str:
     return form or forms[0]
 
 
-def check_options(target: str, given: Mapping[str, str]) -> dict[str, str]:
+def check_options(target: str, given: Mapping[str, str], precision: str | None = None) -> dict[str, str]:
     """A value for each option of the target: the one asked for, or its default.
 
     Raises:
-        InputError: The target has no such option.
+        InputError: The target has no such option, or not in `precision`.
         UnknownNameError: The option has no such value.
     """
     options = get_target(target).options
@@ -68,4 +68,6 @@ def check_options(target: str, given: Mapping[str, str]) -> dict[str, str]:
             raise InputError(f"target {target!r} has no option {name!r}: {allowed}")
         if value not in options[name]:
             raise UnknownNameError(f"{name} of target {target!r}", value, options[name])
+        if why := get_target(target).excluded.get((precision or "", value)):
+            raise InputError(f"target {target!r} does not export {precision} with {name} {value}: {why}")
     return {name: given.get(name, values[0]) for name, values in options.items()}

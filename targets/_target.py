@@ -1,4 +1,4 @@
-"""What a target is: nine members. Adding a target is adding one file next to this one."""
+"""What a target is: ten members. Adding a target is adding one file next to this one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ class Target(Protocol):
         forms: How time may be held in the program that `compile` gets, the best first: volumetric, folded, unrolled.
         scheme: The int8 rule it demands; None where it has no int8.
         options: Further choices by name, each with its allowed values, the default first.
+        excluded: Why a precision and a value of an option do not go together.
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
         proxy: Name of the runner that stands in for it where the export runs, for the numbers alone; None where the
             runtime itself runs there.
@@ -46,6 +47,7 @@ class Target(Protocol):
     forms: tuple[str, ...]
     scheme: "Scheme | None"
     options: Mapping[str, tuple[str, ...]]
+    excluded: Mapping[tuple[str, str], str]
     runtime: str
     proxy: str | None
 

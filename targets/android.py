@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeact.errors import InputError, MissingDependencyError, ToolchainError
+from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class Android:
     forms = ("unrolled", "folded")
     scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
+        ("int8", "vulkan"): "its int8 goes to the backend xnnpack alone",
+    }
     runtime = "executorch"
     proxy = None
 
@@ -44,8 +47,6 @@ class Android:
     ) -> tuple[str, ...]:
         """Delegate to the backend and write the program; see `Target.compile`."""
         backend, half = options["backend"], precision == "fp16"
-        if precision == "int8" and backend != "xnnpack":
-            raise InputError(f"int8 goes to the backend xnnpack alone; {backend} takes fp32 and fp16")
         with _toolchain():
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 

@@ -34,6 +34,7 @@ class GPU:
     forms = ("volumetric", "folded", "unrolled")
     scheme = None
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {}
     runtime = "aotinductor"
     proxy = None
 

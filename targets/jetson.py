@@ -39,6 +39,10 @@ class Jetson:
         "jetpack": ("6.2", "6.1", "6.0", "5.1"),
         "accelerator": ("gpu", "dla"),
     }
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
+        ("int8", "dla"): "a DLA reads no Q/DQ (NVIDIA, Working with DLA)",
+        ("fp32", "dla"): "a DLA computes in fp16 and int8 alone (NVIDIA, Working with DLA)",
+    }
     runtime = "tensorrt"
     proxy = "onnxruntime"
 
@@ -53,7 +57,6 @@ class Jetson:
         from edgeact.targets._qdq import fuse_adds
         from edgeact.targets._tensorrt_rtx import parse, parser_name
 
-        _check_accelerator(precision, options)
         model = to_onnx(program, precision)
         if precision == "int8":
             fuse_adds(model)
@@ -82,21 +85,14 @@ class Jetson:
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
         model = to_onnx(program, "fp32")
         refused = refused_nodes(model, RELEASES[options["jetpack"]], options["accelerator"])
-        by_name = {node.name: node for node in graph.graph.nodes}
+        calls = ([node for node in each.nodes if node.op == "call_function"] for each in (program.graph, graph.graph))
+        by_name = {exported.name: node for exported, node in zip(*calls, strict=True)}
         found: dict[Node, Refusal] = {}
         for name, refusal in refused.items():
             node = by_name.get(op_of(name))
             if node is not None and (node not in found or found[node].runs):
                 found[node] = refusal
         return found
-
-
-def _check_accelerator(precision: str, options: Mapping[str, str]) -> None:
-    if options["accelerator"] == "dla" and precision != "fp16":
-        raise InputError(
-            f"the DLA takes fp16, not {precision}: it has no fp32 and reads no Q/DQ (NVIDIA, Working with DLA); leave "
-            "--dla out, or give --precision fp16"
-        )
 
 
 def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, object]:

@@ -35,6 +35,7 @@ class LiteRT:
     forms = ("unrolled", "folded")
     scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {}
     runtime = "litert"
     proxy = None
 

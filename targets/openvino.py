@@ -38,6 +38,7 @@ class OpenVINO:
     forms = ("volumetric", "folded", "unrolled")
     scheme = Scheme()
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {}
     runtime = "openvino"
     proxy = None
 

@@ -21,6 +21,8 @@ __all__ = [
     "print_report",
     "spec_options",
     "take_calibration",
+    "take_target_options",
+    "target_options",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -44,6 +46,14 @@ spec_options = _apply(
         click.option("--crop", metavar="HxW", help="Centre crop in pixels: 112 or 112x112."),
         click.option("--mean", metavar="R,G,B", help="Per-channel mean, on the scale 0..1."),
         click.option("--std", metavar="R,G,B", help="Per-channel standard deviation, on the scale 0..1."),
+    ]
+)
+
+target_options = _apply(
+    [
+        click.option("--backend", help="Of android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]"),
+        click.option("--jetpack", help="Of jetson: the release on the device, 5.1, 6.0, 6.1 or 6.2.  [default: 6.2]"),
+        click.option("--dla", is_flag=True, help="Of jetson: for the DLA instead of the GPU; fp16."),
     ]
 )
 
@@ -98,6 +108,13 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
             except ValueError as exc:
                 raise InputError(f"--{name} {taken[name]!r}: write three numbers, as 0.45,0.45,0.45") from exc
     return ClipSpec.from_dict(fields)
+
+
+def take_target_options(given: dict[str, Any]) -> dict[str, str]:
+    """Those of the `target_options` that were given; they are taken out of `given`."""
+    taken = {"backend": given.pop("backend"), "jetpack": given.pop("jetpack")}
+    taken["accelerator"] = "dla" if given.pop("dla") else None
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def take_calibration(asked: dict[str, Any]) -> Calibration:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeact.cli._options import parse_options, spec_options
+from edgeact.cli._options import parse_options, spec_options, take_target_options, target_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ _STYLES = {"native": "green", "lowered": "green", "falls back": "yellow", "canno
 @click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
-@click.option("--backend", help="Of the target android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]")
+@target_options
 @click.option("--data", help="Labelled videos, to count the classes of an untrained model.")
 @click.option(
     "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5."
@@ -31,7 +31,7 @@ _STYLES = {"native": "green", "lowered": "green", "falls back": "yellow", "canno
 @click.option("--num-classes", type=click.IntRange(1), help="Of an untrained model.  [default: 400, as Kinetics]")
 @click.option("--json", "as_json", is_flag=True, help="Print every layer as JSON.")
 @spec_options
-def command(target: str, form: str | None, backend: str | None, as_json: bool, **given: Any) -> int:
+def command(target: str, form: str | None, as_json: bool, **given: Any) -> int:
     """Say per layer whether a target takes it natively, after lowering, on a slow kernel, or not at all.
 
     Exits with 1 when a layer cannot run.
@@ -41,7 +41,7 @@ def command(target: str, form: str | None, backend: str | None, as_json: bool, *
     from edgeact.targets import check_form, check_options
 
     check_form(target, form)
-    options = check_options(target, {} if backend is None else {"backend": backend})
+    options = check_options(target, take_target_options(given))
     network = find_network(
         name=given.pop("model"),
         checkpoint=given.pop("checkpoint"),

@@ -1,7 +1,7 @@
 """`edgeact compile`: a bundle's engine for this machine."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,9 +16,10 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Compile even where there is an engine for this machine.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: every core]")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Latency rounds.")
+@click.option("--workspace-mb", type=click.IntRange(1), help="Of jetson: most memory of a kernel.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--quiet", is_flag=True, help="Say nothing while it compiles.")
-def command(bundle: str, force: bool, threads: int, rounds: int, as_json: bool, quiet: bool) -> int:
+def command(bundle: str, as_json: bool, quiet: bool, **given: Any) -> int:
     """Compile BUNDLE for this machine, where its target compiles on the device, and prove the engine.
 
     The engine stays in the cache. Exits with 1, and keeps nothing, when its logits fall short of the bundle's gate.
@@ -27,7 +28,7 @@ def command(bundle: str, force: bool, threads: int, rounds: int, as_json: bool, 
 
     if not quiet:
         click.echo(f"compiling {bundle} for this machine: this can take minutes", err=True)
-    found = compile_bundle(bundle, threads=threads, rounds=rounds, force=force)
+    found = compile_bundle(bundle, **given)
     if as_json:
         click.echo(json.dumps(found.to_dict()))
     else:

@@ -12,6 +12,8 @@ from edgeact.cli._options import (
     print_report,
     spec_options,
     take_calibration,
+    take_target_options,
+    target_options,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or int8 (see `edgeact targets`).")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
-@click.option("--backend", help="Of the target android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]")
+@target_options
 @click.option("--data", default="motion", show_default=True, help="Labelled videos; `motion` is the synthetic set.")
 @click.option("--out", default="bundles", show_default=True, metavar="DIR", help="Folder of bundles.")
 @click.option("--name", help="Name of the bundle.  [default: MODEL-TARGET-PRECISION]")
@@ -70,9 +72,8 @@ def command(
 
     check_precision(target, precision)
     check_form(target, given["form"])
-    backend = given.pop("backend")
-    given["options"] = {} if backend is None else {"backend": backend}
-    check_options(target, given["options"])
+    given["options"] = take_target_options(given)
+    check_options(target, given["options"], precision)
     gates = make_gates(Gates.defaults(precision), given)
     network = find_network(
         name=given.pop("model"),

@@ -88,7 +88,13 @@ def needs_engine(runtime: str) -> bool:
 
 
 def compile_engine(
-    runtime: str, folder: Path, clip: NDArray[np.uint8], threads: int = 0, *, force: bool = False
+    runtime: str,
+    folder: Path,
+    clip: NDArray[np.uint8],
+    threads: int = 0,
+    *,
+    workspace_mb: int | None = None,
+    force: bool = False,
 ) -> Engine:
     """The engine of the artifact in `folder` for this machine, built where the cache has none.
 
@@ -97,6 +103,7 @@ def compile_engine(
         folder: The bundle's folder, already verified.
         clip: A real clip `[1, T, H, W, 3]`, to measure on where there is a choice.
         threads: CPU threads; 0 takes every core.
+        workspace_mb: Of `tensorrt`: most memory that a kernel may use while it runs.
         force: Build even where there is one.
 
     Raises:
@@ -105,9 +112,12 @@ def compile_engine(
         ToolchainError: The runtime cannot compile it.
     """
     module = _module(runtime)
+    if workspace_mb is not None and runtime != "tensorrt":
+        raise InputError(f"a limit of the workspace is of tensorrt, and {runtime} has none: leave it out")
 
     def build(out: Path) -> Any:
-        return module.build(folder, out, clip, threads or os.cpu_count() or 1)
+        limits = {} if workspace_mb is None else {"workspace_mb": workspace_mb}
+        return module.build(folder, out, clip, threads or os.cpu_count() or 1, **limits)
 
     return build_engine(runtime, folder, module.machine(), build, force=force)
 
