@@ -23,7 +23,8 @@ def in_float16(program: "ExportedProgram") -> "ExportedProgram":
             self.network = network
 
         def forward(self, clip: torch.Tensor) -> torch.Tensor:
-            logits_BK: torch.Tensor = self.network(clip).float()
+            with torch.fx.traceback.preserve_node_meta():  # layers keep their names
+                logits_BK: torch.Tensor = torch.fx.Interpreter(self.network).run(clip).float()
             return logits_BK
 
     (clip,) = program.example_inputs[0]

@@ -237,7 +237,7 @@ def test_a_model_that_executorch_cannot_run(tiny_spec: ClipSpec, tmp_path: Path)
 
 
 def test_int8_is_for_xnnpack(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="int8 goes to the backend xnnpack alone; vulkan takes fp32 and fp16"):
+    with pytest.raises(InputError, match="int8 with backend vulkan: its int8 goes to the backend xnnpack alone"):
         edgeact.export(
             Small(),
             target="android",
