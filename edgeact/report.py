@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
 from edgeact._report_page import render, sustained_in_words, thinned
+from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
 from edgeact.parity import NotMeasured, Placement, Report
@@ -30,39 +31,23 @@ _WINDOWS_SHOWN = 12
 
 def print_table(report: Report, console: "Console") -> None:
     """The report as tables on a terminal: verdict, numerics, figures of reference and artifact, notes."""
-    from rich.table import Table
     from rich.text import Text
-
-    def line(mark: str, text: str, style: str) -> None:
-        row = Table.grid(padding=(0, 1))  # a column of its own for the mark: the text hangs when it wraps
-        row.add_row(Text(f"  {mark}", style), Text(_plain(text), style, overflow="fold"))
-        console.print(row)
 
     verdict, style = ("✓ held", "bold green") if report.held else ("✗ fell short", "bold red")
     what = f"{report.model} → {report.target} · {report.precision} · {report.form}"
-    console.print(Text.assemble((verdict, style), "  ", (_plain(what), "bold")))
+    console.print(Text.assemble((verdict, style), "  ", (plain(what), "bold")))
     for failure in report.failures:
-        line("✗", failure, "red")
+        print_line(console, "✗", failure, "red")
     console.print(_numerics_table(report))
     console.print(_figures_table(report))
     if isinstance(report.sustained, Sustained):
         console.print(_sustained_table(report.sustained))
         for remark in sustained_in_words(report.sustained):
-            line("·", remark, "dim")
+            print_line(console, "·", remark, "dim")
     device = f", {report.latency.device}" if isinstance(report.latency, Latency) else ""
     date = report.date.replace("T", " ").replace("+00:00", " UTC")
     for note in (f"measured {date}{device}", *report.notes):
-        line("·", note, "dim")
-
-
-def _table(*columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1), header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 or column == "" else "right", overflow="fold")
-    return table
+        print_line(console, "·", note, "dim")
 
 
 def _numerics_table(report: Report) -> "RenderableType":
@@ -70,21 +55,21 @@ def _numerics_table(report: Report) -> "RenderableType":
     if isinstance(numerics, NotMeasured):
         from rich.text import Text
 
-        return Text(f"  numerics: not measured: {_plain(numerics.not_measured)}\n")
-    table = _table("rung", "SQNR", "this step", "max abs", "cosine", "agree", "top-1", "clips")
+        return Text(f"  numerics: not measured: {plain(numerics.not_measured)}\n")
+    table = new_table("rung", "SQNR", "this step", "max abs", "cosine", "agree", "top-1", "clips")
     for rung in numerics.rungs:
         figures = [db(rung.sqnr_db), db(rung.step_sqnr_db), f"{rung.max_abs:.2g}", f"{rung.cosine:.7f}"]
         figures += ("" if share is None else f"{100 * share:.1f} %" for share in (rung.agreement, rung.top1))
-        table.add_row(_plain(rung.name), *figures, str(rung.clips))
+        add_row(table, rung.name, *figures, rung.clips)
     return table
 
 
 def _figures_table(report: Report) -> "Table":
-    table = _table("", "reference", "artifact", "")
+    table = new_table("", "reference", "artifact", "")
     for row in (*_accuracy_rows(report.accuracy), *_latency_rows(report.latency), *_placement_rows(report.placement)):
-        table.add_row(*(_plain(cell) for cell in row))
+        add_row(table, *row)
     files = ", ".join(str(name) for name in report.artifact.get("files", ()))
-    table.add_row("size", "", mb(report.artifact.get("size_mb")), _plain(files))
+    add_row(table, "size", "", mb(report.artifact.get("size_mb")), files)
     return table
 
 
@@ -142,12 +127,12 @@ def _sustained_table(sustained: Sustained) -> "Table":
         for title, name in (("°C", "temperature_c"), ("MHz", "clock_mhz"), ("W", "power_w"))
         if any(getattr(window, name) is not None for window in sustained.windows)
     ]
-    table = _table("sustained", "clips", "p50", "p95", "p99", *(title for title, _ in sensors))
+    table = new_table("sustained", "clips", "p50", "p95", "p99", *(title for title, _ in sensors))
     for window in thinned(sustained.windows, _WINDOWS_SHOWN):
         figures = (ms(window.p50_ms), ms(window.p95_ms), ms(window.p99_ms))
         read = [getattr(window, name) for _, name in sensors]
         cells = ("–" if value is None else f"{value:,.4g}" for value in read)
-        table.add_row(f"{window.start_s:,.0f} s", f"{window.clips:,}", *figures, *cells)
+        add_row(table, f"{window.start_s:,.0f} s", f"{window.clips:,}", *figures, *cells)
     return table
 
 
@@ -178,8 +163,3 @@ def write_html(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _plain(text: object) -> str:
-    """Text for a terminal: names of files and labels may hold escape sequences."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))

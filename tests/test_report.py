@@ -81,9 +81,9 @@ def test_the_table_fits_the_terminal(width: int) -> None:
 
 
 def test_the_table_shows_markup_and_escape_sequences_as_text() -> None:
-    text = table(report(notes=(EVIL,), failures=(EVIL,), model=EVIL), width=300)
+    text = table(report(notes=(EVIL,), failures=(EVIL,), model=EVIL, artifact={"files": [f"[/]{EVIL}"]}), width=300)
     assert "\x1b" not in text
-    assert text.count("[red]&") == 3
+    assert text.count("[red]&") == 4
 
 
 def test_numbers_read_well() -> None:

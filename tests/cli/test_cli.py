@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from results_samples import logits, results_fields, without, write_bundle, write_fields
 
 import edgeact
 from edgeact.checkpoint import load_checkpoint, save_checkpoint
@@ -134,7 +135,7 @@ def test_no_command_prints_the_help(run: Edgeact) -> None:
     assert "Usage: edgeact" in done.err
     done = run("--help")
     assert done.status == 0
-    assert all(verb in done.out for verb in ("export", "models", "run", "targets", "train", "validate"))
+    assert all(verb in done.out for verb in ("diff", "export", "models", "run", "targets", "train", "validate"))
     assert run("--version").out.strip() == f"edgeact, version {edgeact.__version__}"
 
 
@@ -627,6 +628,67 @@ def test_validate_by_the_results_of_a_device(bundle: Path, tmp_path: Path, run: 
     for option in (("--data", "motion"), ("--threads", "0"), ("--rounds", "30"), ("--skip-corrupt",)):
         error = refused("validate", bundle, "--results", file, *option)
         assert f"{option[0]} says how to run the bundle here, --results FILE was measured elsewhere: give one" in error
+
+
+def test_diff_of_a_bundle_with_itself(bundle: Path, run: Edgeact) -> None:
+    done = run("diff", bundle, bundle)
+    assert (done.status, done.err) == (0, "")
+    text = " ".join(done.out.split())
+    assert text.startswith("✓ held B against A")
+    assert "clips 24 of the evaluation set" in text
+    assert "SQNR exact max abs 0, cosine 1.0000000" in text
+    found = json.loads(run("diff", bundle, bundle, "--json").out)
+    assert (found["held"], found["agreement"], found["flips"], found["latency_ms"]["ratio"]) == (True, 1.0, [], 1.0)
+    assert found["limits"]["min_agreement"] == 0.0  # the bundle's own gate
+
+
+def test_diff_shows_what_changed_and_exits_with_1_past_a_limit(tmp_path: Path, run: Edgeact) -> None:
+    one = write_bundle(tmp_path, "one", artifact=logits())
+    two = write_bundle(tmp_path, "two", artifact=logits(flipped=3), latency_ms=15.0, kernels={"conv": 8, "x[red]": 1})
+    done = run("diff", one.path, two.path, "--max-slower", "1.2")
+    assert (done.status, done.err) == (1, "")
+    text = " ".join(done.out.split())
+    for words in (
+        "✗ fell short B against A",
+        "✗ agreement: 75.00% is below 90.00% (3 of 12 clips flip)",
+        "✗ latency: B takes 1.50x as long as A, more than 1.2x",
+        "top-1 100.0 % 75.0 % drop 25.00 pt",
+        "latency p50 10 ms 15 ms 1.50×",
+        "left/0.mp4 left left right",
+        "gemm 9 0 gone",
+        "x[red] 0 1 appeared",
+    ):
+        assert words in text, words
+    assert run("diff", one.path, two.path, "--min-agreement", "0.7", "--max-drop", "30").status == 0
+    files = [write_fields(tmp_path / f"{i}.json", results_fields(one, logits(flipped=i))) for i in (0, 1)]
+    text = " ".join(run("diff", *files).out.split())
+    assert text.startswith("compared, no limits B against A")
+    assert "left/0.mp4 – class 0 class 1" in text
+    assert "pool" not in text
+    assert "left/0.mp4 left left right" in " ".join(run("diff", *files, "--bundle", one.path).out.split())
+    text = " ".join(run("diff", one.path, files[0], "--max-drop", "100").out.split())
+    assert "new: pool" in text
+
+
+def test_diff_of_many_flips_and_of_nothing_measured(tmp_path: Path, run: Edgeact) -> None:
+    kernels = {f"kernel {i}": 1 for i in range(30)}
+    one = write_bundle(tmp_path, "one", artifact=logits())
+    two = write_bundle(tmp_path, "two", artifact=logits(), latency_ms=None, kernels=kernels)
+    text = " ".join(run("diff", one.path, two.path).out.split())
+    assert "11 more: --json lists every one" in text
+    assert "latency p50 not measured: not asked" in text
+    fields = without(results_fields(one), "placement")
+    text = " ".join(run("diff", one.path, write_fields(tmp_path / "r.json", fields)).out.split())
+    assert "placement not measured: the results leave it out" in text
+
+
+def test_diff_refuses_what_cannot_be_compared(bundle: Path, tmp_path: Path, refused: Refused) -> None:
+    one = write_bundle(tmp_path, "one", artifact=logits())
+    error = f"{bundle} tells 12 classes apart, {one.path} 3: they cannot be compared"
+    assert error in refused("diff", bundle, one.path)
+    assert "stores no logits of its artifact" in refused("diff", one.path, write_bundle(tmp_path, "old").path)
+    assert "min_agreement is 2.0: it is a share" in refused("diff", one.path, one.path, "--min-agreement", "2")
+    assert "Missing argument 'B'" in refused("diff", one.path)
 
 
 def test_a_stored_gate_of_speed_is_not_forgotten(copy: Path, run: Edgeact) -> None:
