@@ -8,6 +8,7 @@ Each candidate compiles into a folder, and loads from it a call from the uint8 c
 """
 
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -232,8 +233,6 @@ def _onnx_candidate(bundle: Path, provider: str, threads: int) -> Candidate:
 @contextmanager
 def _errors(what: str) -> Iterator[None]:
     """Exceptions of PyTorch and ONNX Runtime, of many classes, in one line."""
-    import logging
-
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -242,7 +241,7 @@ def _errors(what: str) -> Iterator[None]:
     except (BundleError, OSError):
         raise
     except Exception as exc:
-        if "C++ compiler" in str(exc) or type(exc).__name__ == "InvalidCxxCompiler":
+        if "C++ compiler" in str(exc):
             raise ToolchainError(
                 f"AOTInductor needs a C++ compiler, found none ({os.environ.get('CXX', 'g++')}): install g++, or name "
                 "one in CXX"
