@@ -208,6 +208,19 @@ def test_a_provider_that_does_not_start(artifact: Path, tmp_path: Path, monkeypa
             offered[name].load(tmp_path)
 
 
+def test_an_onnx_that_carries_an_engine(artifact: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    shape = (1, 2, 8, 8, 3)
+    write_onnx(artifact, shape)
+    model = onnx.load(artifact / "model.onnx")
+    model.graph.node[0].op_type, model.graph.node[0].domain = "EPContext", "com.microsoft"
+    onnx.save(model, artifact / "model.onnx")
+    with pytest.raises(BundleError, match="holds an engine that was compiled elsewhere: refused"):
+        candidates(artifact, shape, "cpu", 1)["onnxruntime-cpu"].load(tmp_path)
+
+
 def test_a_compiler_that_is_missing(
     artifact: Path, own_cache: Path, tiny_spec: ClipSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

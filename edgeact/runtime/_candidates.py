@@ -155,7 +155,14 @@ def _load_library(out: Path, shape: Shape, device: str, *, graph: bool = False) 
     import torch
 
     with _errors("load"):
-        model: Any = torch._inductor.aoti_load_package(str(out / LIBRARY), run_single_threaded=True)
+        # `aoti_load_package` also compiles and loads a probe of the CPU, in a folder of /tmp that any user could make
+        # first; the stamp holds these facts. The loader itself unpacks into a folder that is private.
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader(str(out / LIBRARY), "model", True, 1, -1)
+
+        def model(clip: torch.Tensor) -> torch.Tensor:
+            logits_BK: torch.Tensor = loader.boxed_run([clip])[0]
+            return logits_BK
+
         return _on_cuda(model, shape, graph=graph) if device == "cuda" else _on_cpu(model)
 
 
@@ -203,6 +210,8 @@ def _onnx_candidate(bundle: Path, provider: str, threads: int) -> Candidate:
     def load(out: Path) -> Call:
         import onnxruntime
 
+        if b"EPContext" in (bundle / _ONNX).read_bytes():  # the op that carries a compiled engine: a stranger's code
+            raise BundleError(f"{bundle / _ONNX} holds an engine that was compiled elsewhere: refused")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         options = {
