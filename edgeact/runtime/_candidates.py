@@ -104,7 +104,8 @@ def choose(
     if not calls:
         raise ToolchainError("; ".join(f"{name}: {of['failed']}" for name, of in told.items()))
     timed = {name: (lambda call=call: call(clip)) for name, call in calls.items()}
-    for name, samples in measure_interleaved(timed, rounds=_ROUNDS).items():
+    several = len(calls) > 1  # else there is nothing to choose, and fp16 takes seconds on a CPU
+    for name, samples in measure_interleaved(timed, rounds=_ROUNDS if several else 1, warmup=several).items():
         told[name]["median_ms"] = float(np.median(samples))
     chosen = min(calls, key=lambda name: float(told[name]["median_ms"]))
     for name in offered:
