@@ -8,6 +8,7 @@ stamp.json   runtime, artifact, machine, what the build told, sha256 of every ot
 …            the engine's files
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -60,11 +61,10 @@ def build_engine(
     cache_dir().mkdir(parents=True, exist_ok=True)
     for folder in reversed(place.parents[:3]):
         folder.mkdir(mode=0o700, exist_ok=True)
+    _check_private(place)
     if not force:
-        try:
+        with contextlib.suppress(EngineError):
             return open_engine(runtime, bundle, machine)
-        except EngineError:
-            _check_private(place)
     partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial")
     old = partial.with_suffix(".old")
     try:

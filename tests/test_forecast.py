@@ -13,6 +13,7 @@ from edgeact._capture import behind_uint8, fold, lower_and_prove
 from edgeact.clip import ClipSpec
 from edgeact.errors import UnknownNameError
 from edgeact.forecast import Forecast, forecast
+from edgeact.parity import Placement
 from edgeact.runtime import load_runner
 from edgeact.targets import check_options, get_target
 
@@ -66,6 +67,7 @@ def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpe
     program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), found.form, clip)
     get_target(target).compile(program, tmp_path, "fp32", check_options(target, {}))
     placement = load_runner(RUNTIMES[target], tmp_path, tiny_spec, 1).placement()
+    assert isinstance(placement, Placement)
     if target == "android":
         outside = {name.split(".")[1].lstrip("_") for name in placement.fallback}  # aten._softmax.default (4 times)
         assert outside == supports(found, "falls back") == {"elu", "gt", "softmax", "sum", "where"}
@@ -166,4 +168,6 @@ def test_averages_are_delegated(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
     program = lower_and_prove(behind_uint8(fold(Averages().eval(), tiny_spec), tiny_spec), "unrolled", clip)
     get_target("android").compile(program, tmp_path, "fp32", check_options("android", {}))
-    assert not load_runner("executorch", tmp_path, tiny_spec, 1).placement().fallback
+    placement = load_runner("executorch", tmp_path, tiny_spec, 1).placement()
+    assert isinstance(placement, Placement)
+    assert not placement.fallback

@@ -17,7 +17,8 @@ from edgeact.runtime import load_runner
 from edgeact.targets import get_target
 
 with quiet_torchao():
-    from edgeact.quantize.annotate import SchemeQuantizer
+    from edgeact.parity import Placement
+from edgeact.quantize.annotate import SchemeQuantizer
 
 SPEC = ClipSpec(frames=2, short_side=24, crop_height=24, crop_width=24)
 WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
@@ -91,6 +92,7 @@ def test_every_weighted_op_is_int8_and_xnnpack_takes_all(form: str, tmp_path: Pa
     assert form == "folded" or "TRANSPOSE" not in {name for name, *_ in file.ops}
     runner = load_runner("litert", tmp_path, SPEC, 1)
     placement = runner.placement()
+    assert isinstance(placement, Placement)
     assert placement.fallback == ()
     assert [name for name in placement.kernels if name.startswith("outside")] == ["outside CAST"]
     lowered = run_program(program)
@@ -108,6 +110,7 @@ def test_a_float_convolution_is_a_fallback(tmp_path: Path, monkeypatch: pytest.M
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.ReLU(), nn.Conv3d(4, 4, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
     compiled(model, tmp_path)
     placement = load_runner("litert", tmp_path, SPEC, 1).placement()
+    assert isinstance(placement, Placement)
     assert placement.fallback_ops == SPEC.frames
     assert all(op.startswith("CONV_2D") and op.endswith(", in float)") for op in placement.fallback), placement.fallback
 

@@ -41,7 +41,7 @@ def test_the_commands_and_the_code(tmp_path: Path, cache: Path) -> None:
     assert done.stdout.strip() in MOTION_CLASSES
 
 
-@pytest.mark.parametrize("verb", ["check", "export", "train", "validate", "run", "models", "targets"])
+@pytest.mark.parametrize("verb", ["check", "compile", "export", "train", "validate", "run", "models", "targets"])
 def test_every_option_it_names_exists(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     from edgeact.cli import main
 

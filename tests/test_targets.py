@@ -172,6 +172,7 @@ def test_layers_in_float_between_int8_ones(target: str, tiny_spec: ClipSpec, tmp
     given, expected = (np.concatenate([run(clip) for clip in clips]) for run in (runner, simulated))
     assert compare_outputs(expected, given)[0] > 40
     placement = runner.placement()
+    assert isinstance(placement, Placement)
     floats = [op for op in placement.fallback if op.endswith(IN_FLOAT)]
     assert len(floats) == placement.fallback_ops
     if target == "litert":

@@ -75,7 +75,14 @@ class CheckedRunner:
 def is_installed(runtime: str) -> bool:
     """Whether what the runner needs can be imported here."""
     modules = importlib.import_module(f"edgeact.runtime.{runtime}").MODULES
-    return any(importlib.util.find_spec(module) is not None for module in modules)
+    return any(_is_found(module) for module in modules)
+
+
+def _is_found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is part of is absent
+        return False
 
 
 def needs_engine(runtime: str) -> bool:
