@@ -8,6 +8,7 @@ EdgeactError
 │   ├── BundleError                    a bundle that is damaged, hostile or of another version
 │   ├── EngineError                    no engine was compiled for this machine, or one that is not to be trusted
 │   └── LoweringError                  a network with an op that has no 2-D form here
+├── DeviceError (ConnectionError)       a device cannot be reached, or failed to do its part
 ├── MissingDependencyError (ImportError)  an optional package is absent; the message names the extra
 └── ToolchainError (RuntimeError)      a vendor's converter or runtime failed
 """
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "DeviceError",
     "EdgeactError",
     "EngineError",
     "InputError",
@@ -65,6 +67,10 @@ class EngineError(InputError):
 
 class LoweringError(InputError):
     """An op of a network has no 2-D form here; the message names it, its source line and what is supported."""
+
+
+class DeviceError(EdgeactError, ConnectionError):
+    """A device cannot be reached, or failed to do its part; trying again may help."""
 
 
 class MissingDependencyError(EdgeactError, ImportError):

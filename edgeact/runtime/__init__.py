@@ -21,7 +21,16 @@ from edgeact.engine import Engine, build_engine
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import NotMeasured, Placement
 
-__all__ = ["CheckedRunner", "Runner", "compile_engine", "is_installed", "load", "load_runner", "needs_engine"]
+__all__ = [
+    "CheckedRunner",
+    "Runner",
+    "compile_engine",
+    "is_installed",
+    "load",
+    "load_runner",
+    "modules_of",
+    "needs_engine",
+]
 
 
 class Runner(Protocol):
@@ -72,10 +81,19 @@ class CheckedRunner:
         return self.runner(clip if clip.flags.c_contiguous else np.ascontiguousarray(clip))
 
 
+def modules_of(runtime: str) -> tuple[str, ...]:
+    """The modules of which the runner `runtime` needs one.
+
+    Raises:
+        BundleError: There is no such runner.
+    """
+    modules: tuple[str, ...] = _module(runtime).MODULES
+    return modules
+
+
 def is_installed(runtime: str) -> bool:
     """Whether what the runner needs can be imported here."""
-    modules = importlib.import_module(f"edgeact.runtime.{runtime}").MODULES
-    return any(_is_found(module) for module in modules)
+    return any(_is_found(module) for module in modules_of(runtime))
 
 
 def _is_found(module: str) -> bool:
