@@ -1,9 +1,22 @@
-"""A progress bar on stderr, or nothing."""
+"""A progress bar on stderr, or nothing; on a device, lines to the machine that draws it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
-__all__ = ["progress_bar"]
+__all__ = ["Told", "progress_bar", "tell_progress"]
+
+Told = Callable[[str, int, int], None]  # what, steps done, steps in all
+_listeners: list[Told] = []
+
+
+@contextlib.contextmanager
+def tell_progress(listener: Told) -> Iterator[None]:
+    """Within the block, bars that would be shown call `listener` instead."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 @contextlib.contextmanager
@@ -12,6 +25,9 @@ def progress_bar(what: str, total: int, show: bool) -> Iterator[Callable[[], Non
     if not show:
         yield lambda: None
         return
+    if _listeners:
+        yield _teller(what, total, _listeners[-1])
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,3 +35,15 @@ def progress_bar(what: str, total: int, show: bool) -> Iterator[Callable[[], Non
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+def _teller(what: str, total: int, listener: Told) -> Callable[[], None]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        listener(what, done, total)
+
+    listener(what, done, total)
+    return step

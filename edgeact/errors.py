@@ -7,6 +7,7 @@ EdgeactError
 │   ├── CheckpointError                a file that is no checkpoint, or one of another model
 │   ├── BundleError                    a bundle that is damaged, hostile or of another version
 │   └── LoweringError                  a network with an op that has no 2-D form here
+├── DeviceError (ConnectionError)       a device cannot be reached, or failed to do its part
 ├── MissingDependencyError (ImportError)  an optional package is absent; the message names the extra
 └── ToolchainError (RuntimeError)      a vendor's converter or runtime failed
 """
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 __all__ = [
     "BundleError",
     "CheckpointError",
+    "DeviceError",
     "EdgeactError",
     "InputError",
     "LoweringError",
@@ -59,6 +61,10 @@ class BundleError(InputError):
 
 class LoweringError(InputError):
     """An op of a network has no 2-D form here; the message names it, its source line and what is supported."""
+
+
+class DeviceError(EdgeactError, ConnectionError):
+    """A device cannot be reached, or failed to do its part; trying again may help."""
 
 
 class MissingDependencyError(EdgeactError, ImportError):
