@@ -70,6 +70,14 @@ class Sensors:
             power_w=_mean(self._watts) if self._rail is not None else self._rapl_w(),
         )
 
+    def facts(self) -> dict[str, str]:
+        """What a reader of a measurement should know, in words: power mode, temperature and clock as they are."""
+        self.reset()
+        now, mode = self.window(), power_mode()
+        facts = {} if mode is None else {"power_mode": mode}
+        facts |= {} if now.temperature_c is None else {"temperature": f"{now.temperature_c:.1f} °C"}
+        return facts | ({} if now.clock_mhz is None else {"clock": f"{now.clock_mhz:.0f} MHz"})
+
     def _look(self) -> None:
         self._sampled = time.monotonic()
         low, high = _PLAUSIBLE_C

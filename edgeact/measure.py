@@ -2,7 +2,7 @@
 
 golden videos ─► decoded frames ─► logits     each stage beside what the export stored
 evaluation set (--data) ─► logits             for accuracy with flips
-one golden clip, again and again ─► latency, peak memory, placement
+one golden clip, again and again ─► latency, peak memory, placement; with `minutes`, latency as heat builds up
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeact._sensors import Sensors
 from edgeact.bundle import Bundle, GoldenClip, ReferenceSet, open_bundle
 from edgeact.data import VideoDataset, open_dataset
 from edgeact.environment import busy_note, cpu_name, describe_environment, today
@@ -21,9 +22,10 @@ from edgeact.parity import NotMeasured
 from edgeact.results import Device, EvaluationOutputs, FrameDifference, GoldenOutput, Results, UsedRuntime
 from edgeact.runtime import CheckedRunner, load
 from edgeact.runtime._memory import peak_memory_mb
+from edgeact.sustained import Sustained, check_minutes, run_sustained
 from edgeact.video import read_clip
 
-__all__ = ["measure"]
+__all__ = ["check_lengths", "evaluation_clips", "measure"]
 
 
 def measure(
@@ -32,6 +34,7 @@ def measure(
     data: str | os.PathLike[str] | None = None,
     threads: int = 0,
     rounds: int = 30,
+    minutes: float | None = None,
     on_corrupt: OnCorrupt = "error",
     progress: bool = False,
 ) -> Results:
@@ -43,22 +46,23 @@ def measure(
             exported with it, and leaves the evaluation set unmeasured for any other.
         threads: CPU threads; 0 takes every core.
         rounds: Timed runs.
+        minutes: Then run back to back for that long, with the machine's sensors; None does not.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.
         progress: Show bars on stderr.
 
     Raises:
         BundleError: The bundle is damaged, hostile or of another version.
-        InputError: `data` is not the set of the export.
+        InputError: `data` is not the set of the export, or a count cannot be.
         MissingDependencyError: The bundle's runtime is not installed here.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if rounds < 1:
-        raise InputError(f"rounds is {rounds}: latency needs at least 1")
+    check_lengths(rounds, minutes)
     runner = load(opened, threads=threads)
     engine, clips = runner.runner, opened.golden()
     golden = tuple(_golden(runner, clip) for clip in clips)
     evaluation, skipped = _evaluation(runner, data, on_corrupt, progress)
     latency, memory_mb = _latency(runner, clips[0], rounds)
+    sensors = Sensors(engine.device)
     return Results(
         bundle_name=opened.name,
         bundle_digest=opened.manifest["digest"],
@@ -66,16 +70,28 @@ def measure(
         runtime=UsedRuntime(
             name=opened.runtime, version=engine.version, threads=engine.threads, proxy_for=engine.proxy_for
         ),
-        device=Device(name=cpu_name(), facts=describe_environment()),
+        device=Device(name=cpu_name(), facts=describe_environment() | sensors.facts()),
         golden=golden,
         evaluation=evaluation,
         skipped=skipped,
         latency_ms=latency,
         peak_memory_mb=memory_mb,
         placement=engine.placement(),
-        sustained=NotMeasured("give --minutes"),
+        sustained=_sustained(runner, clips[0], minutes, sensors, progress),
         notes=busy_note(),
     )
+
+
+def check_lengths(rounds: int, minutes: float | None) -> None:
+    """Refuse what no measurement can take.
+
+    Raises:
+        InputError: There is no round, or `minutes` is not a positive number.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds is {rounds}: latency needs at least 1")
+    if minutes is not None:
+        check_minutes(minutes)
 
 
 def _golden(runner: CheckedRunner, clip: GoldenClip) -> GoldenOutput:
@@ -101,16 +117,29 @@ def _evaluation(
     runner: CheckedRunner, data: str | os.PathLike[str] | None, on_corrupt: OnCorrupt, progress: bool
 ) -> tuple[EvaluationOutputs | NotMeasured, tuple[str, ...]]:
     """The clips of the export through the network, and the videos that could not be used."""
-    bundle, reference = runner.bundle, runner.bundle.reference()
+    bundle = runner.bundle
     if runner.runner.missing:
         return NotMeasured(runner.runner.missing), ()
-    if data is None and not _is_synthetic(bundle):
-        return NotMeasured(f"give --data to run the {len(reference.ids)} clips of the evaluation set"), ()
-    dataset = _same_clips(dataset_root(os.fspath(data or MOTION), progress=progress), bundle.labels, reference)
+    dataset = evaluation_clips(bundle, data, progress=progress)
+    if dataset is None:
+        return NotMeasured(f"give --data to run the {len(bundle.reference().ids)} clips of the evaluation set"), ()
     clips = EvaluationSet(dataset, bundle.spec, on_corrupt=on_corrupt, progress=progress)
     outputs = run_model(runner, clips)
     ids = tuple(sample.id for sample in outputs.samples)
     return EvaluationOutputs(ids=ids, logits=outputs.logits, digests=outputs.digests), tuple(clips.skipped)
+
+
+def evaluation_clips(
+    bundle: Bundle, data: str | os.PathLike[str] | None, *, progress: bool = False
+) -> VideoDataset | None:
+    """The clips of a bundle's evaluation set in `data`; None where none is given and they cannot be made.
+
+    Raises:
+        InputError: `data` is not the set of the export.
+    """
+    if data is None and not _is_synthetic(bundle):
+        return None
+    return _same_clips(dataset_root(os.fspath(data or MOTION), progress=progress), bundle.labels, bundle.reference())
 
 
 def _is_synthetic(bundle: Bundle) -> bool:
@@ -150,3 +179,12 @@ def _latency(
     frames = np.ascontiguousarray(clip.frames[None])
     samples = measure_interleaved({"artifact": lambda: engine(frames)}, rounds=rounds)
     return tuple(samples["artifact"]), peak_memory_mb(bundle.runtime, bundle.path, bundle.spec, engine.threads)
+
+
+def _sustained(
+    runner: CheckedRunner, clip: GoldenClip, minutes: float | None, sensors: Sensors, progress: bool
+) -> Sustained | NotMeasured:
+    if minutes is None or runner.runner.missing:
+        return NotMeasured(runner.runner.missing or "give --minutes")
+    frames = np.ascontiguousarray(clip.frames[None])
+    return run_sustained(lambda: runner.runner(frames), minutes, sensors=sensors, progress=progress)

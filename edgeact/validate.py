@@ -35,6 +35,7 @@ def validate(
     data: str | os.PathLike[str] | None = None,
     threads: int = 0,
     rounds: int = 30,
+    minutes: float | None = None,
     gates: Gates | None = None,
     on_corrupt: OnCorrupt = "error",
     progress: bool = False,
@@ -48,10 +49,12 @@ def validate(
             exported with it, and leaves accuracy unmeasured for any other.
         threads: CPU threads; 0 takes every core.
         rounds: Timed runs.
+        minutes: Then run back to back for that long, with the machine's sensors; None does not.
         gates: Limits to hold; those stored in the bundle by default.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.
         progress: Show bars on stderr.
-        results: A results.json that a program wrote on a device: nothing is run here, and what says how to is not used.
+        results: What was measured elsewhere, by `edgeact.device.measure_on` or by a program that wrote this
+            results.json: nothing is run here, and what says how to is not used.
 
     Raises:
         BundleError: The bundle is damaged, hostile or of another version.
@@ -64,7 +67,7 @@ def validate(
         raise InputError("data is run here, results were measured elsewhere: give one of them")
     if results is None:
         how: dict[str, Any] = {"on_corrupt": on_corrupt, "progress": progress}
-        results = measure(opened, data=data, threads=threads, rounds=rounds, **how)
+        results = measure(opened, data=data, threads=threads, rounds=rounds, minutes=minutes, **how)
     elif not isinstance(results, Results):
         results = read_results(results, opened)
     return judge_results(opened, results, gates)
