@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from edgeact.clip import ClipSpec
 from edgeact.motion import write_motion_set
 
+pytest_plugins = ["ssh_server"]
+
 # `make test-all` asks for the profile "thorough".
 untimed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=10, derandomize=True, **untimed)

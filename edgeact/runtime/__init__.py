@@ -15,7 +15,7 @@ from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import Placement
 
-__all__ = ["CheckedRunner", "Runner", "is_installed", "load", "load_runner"]
+__all__ = ["CheckedRunner", "Runner", "is_installed", "load", "load_runner", "modules_of"]
 
 
 class Runner(Protocol):
@@ -63,10 +63,22 @@ class CheckedRunner:
         return self.runner(clip if clip.flags.c_contiguous else np.ascontiguousarray(clip))
 
 
+def modules_of(runtime: str) -> tuple[str, ...]:
+    """The modules of which the runner `runtime` needs one.
+
+    Raises:
+        BundleError: There is no such runner.
+    """
+    known = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+    if runtime not in known:  # a manifest is untrusted: it never names a module to import
+        raise BundleError(f"the bundle wants the runtime {runtime!r}; this edgeact has: {', '.join(known)}")
+    modules: tuple[str, ...] = importlib.import_module(f"edgeact.runtime.{runtime}").MODULES
+    return modules
+
+
 def is_installed(runtime: str) -> bool:
     """Whether what the runner needs can be imported here."""
-    modules = importlib.import_module(f"edgeact.runtime.{runtime}").MODULES
-    return any(importlib.util.find_spec(module) is not None for module in modules)
+    return any(importlib.util.find_spec(module) is not None for module in modules_of(runtime))
 
 
 def load_runner(runtime: str, folder: Path, spec: ClipSpec, threads: int = 0) -> Runner:
@@ -76,9 +88,7 @@ def load_runner(runtime: str, folder: Path, spec: ClipSpec, threads: int = 0) ->
         BundleError: There is no such runner.
         MissingDependencyError: The runtime is not installed.
     """
-    known = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
-    if runtime not in known:  # a manifest is untrusted: it never names a module to import
-        raise BundleError(f"{folder} wants the runtime {runtime!r}; this edgeact has: {', '.join(known)}")
+    modules_of(runtime)  # refuses what is none
     runner: Runner = importlib.import_module(f"edgeact.runtime.{runtime}").Runner(
         folder, (1, *spec.clip_shape), threads
     )
