@@ -95,15 +95,7 @@ def deliver(
             f"{connection.address} has {free / 1e6:.0f} MB left on the disk of its cache, {needed / 1e6:.0f} MB are "
             "needed: make room, or set XDG_CACHE_HOME there"
         )
-    with progress_bar(f"copying to {connection.address.host} (MiB)", math.ceil(left / _BLOCK_BYTES), progress) as step:
-        done = 0
-        for name, item in missing.items():
-            connection.tell("write", name=name, offset=offsets[name], size=item.size - offsets[name])
-            for block in _blocks(item.source, offsets[name], item.size):
-                connection.send(block)
-                for _ in range(done // _BLOCK_BYTES, (done + len(block)) // _BLOCK_BYTES):
-                    step()
-                done += len(block)
+    _send(connection, missing, offsets, left, progress)
     after = _hashes(connection, items)
     differ = [name for name, item in items.items() if after.get(name) != (item.size, item.sha256)]
     if differ:
@@ -112,6 +104,21 @@ def deliver(
             "disk or memory is faulty, or the file changed here meanwhile; run it again"
         )
     return left
+
+
+def _send(
+    connection: Connection, items: Mapping[str, Item], offsets: Mapping[str, int], left: int, progress: bool
+) -> None:
+    """The rest of each of `items` from its offset on, `left` bytes in all, in one stream."""
+    steps, done = math.ceil(left / _BLOCK_BYTES), 0
+    with progress_bar(f"copying to {connection.address.host} (MiB)", steps, progress) as step:
+        for name, item in items.items():
+            connection.tell("write", name=name, offset=offsets[name], size=item.size - offsets[name])
+            for block in _blocks(item.source, offsets[name], item.size):
+                connection.send(block)
+                before, done = done, done + len(block)
+                for _ in range(math.ceil(before / _BLOCK_BYTES), math.ceil(done / _BLOCK_BYTES)):
+                    step()
 
 
 def _hashes(connection: Connection, items: Mapping[str, Item]) -> dict[str, tuple[int, str]]:

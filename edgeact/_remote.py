@@ -35,12 +35,14 @@ import importlib, importlib.metadata, json, sys
 found = {}
 for name in sys.argv[1:]:
     try:
-        version = getattr(importlib.import_module(name), "__version__", None)
-        found[name] = {"version": str(version or importlib.metadata.version(name))}
-    except importlib.metadata.PackageNotFoundError:
-        found[name] = {"version": "unknown"}
+        module = importlib.import_module(name)
     except Exception as error:
         found[name] = {"missing": f"{type(error).__name__}: {error}"}
+        continue
+    try:
+        found[name] = {"version": importlib.metadata.version(name)}
+    except importlib.metadata.PackageNotFoundError:  # not installed by pip, as TensorRT on a Jetson
+        found[name] = {"version": str(getattr(module, "__version__", "of unknown version"))}
 print("\\n" + json.dumps(found))
 """
 

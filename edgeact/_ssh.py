@@ -41,6 +41,7 @@ _OPTIONS = {
     "ForwardAgent": "no",
     "ForwardX11": "no",
     "ClearAllForwardings": "yes",
+    "ControlMaster": "no",  # one that others use is taken; one of our own would outlive us
     "PermitLocalCommand": "no",
     "RemoteCommand": "none",
     "RequestTTY": "no",
@@ -177,7 +178,7 @@ class Connection:
         self.idle = False
         self._ssh.kill()
         self._ssh.wait()
-        self._listener.join()
+        self._listener.join(5)  # a proxy of ssh's may hold stderr a moment longer
         for pipe in (self._in, self._out):
             with contextlib.suppress(OSError):  # what was not sent
                 pipe.close()

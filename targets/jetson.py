@@ -4,7 +4,7 @@ An engine belongs to one device, TensorRT and JetPack, so the bundle holds `mode
 needs nothing but the device's own TensorRT. The folded form is the default: 2D convolutions, one launch for all frames;
 depthwise 3D ones have no int8 kernel and slow ones in float (NVIDIA/TensorRT#1198, #1409), and the DLA takes 2D alone.
 fp16 computes in float16 up to the logits. int8 is explicit: symmetric Q/DQ, weights per output channel, bias in float.
-`conformance.json` lists what NVIDIA's documented rules say of each node; here ONNX Runtime on the CPU stands in for
+`model.conformance.json` lists what NVIDIA's documented rules say of each node; here ONNX Runtime on the CPU stands in for
 TensorRT, for the numbers alone.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["TARGET", "Jetson"]
 
 
 class Jetson:
-    """`model.onnx`, `conformance.json` and `build_engine.py`."""
+    """`model.onnx`, `model.conformance.json` and `build_engine.py`."""
 
     summary = "NVIDIA Jetson, through TensorRT"
     precisions = ("fp16", "int8", "fp32")
@@ -63,7 +63,7 @@ class Jetson:
         told = _conformance(model, options) | {"precision": precision, "parsed_by": parser_name()}
         onnx.save(model, folder / "model.onnx")
         parse(folder / "model.onnx")
-        (folder / "conformance.json").write_text(json.dumps(told, indent=1) + "\n")
+        (folder / "model.conformance.json").write_text(json.dumps(told, indent=1) + "\n")
         shutil.copyfile(_build_engine.__file__, folder / "build_engine.py")
         parsed = (
             f"{told['parsed_by']} parses it"

@@ -236,7 +236,7 @@ def test_a_bundle_and_its_proxy(precision: str, videos: Path, tiny_spec: ClipSpe
     assert report.latency == NotMeasured("the device alone tells: onnxruntime is a proxy for tensorrt")
     assert any(note.startswith("proxy: onnxruntime ") for note in report.notes)
     assert any("held against NVIDIA's rules for TensorRT 10.3 (JetPack 6.2)" in note for note in report.notes)
-    assert {file.name for file in bundle.path.iterdir()} >= {"model.onnx", "conformance.json", "build_engine.py"}
+    assert {file.name for file in bundle.path.iterdir()} >= {"model.onnx", "model.conformance.json", "build_engine.py"}
     here = edgeact.validate(bundle, threads=1, rounds=1)
     assert here.held, here.failures
     assert here.placement.kind == "proxy"  # type: ignore[union-attr]
@@ -265,7 +265,7 @@ def test_options_that_do_not_go_together() -> None:
 
 def test_a_dla_bundle_tells_what_the_gpu_runs(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:
     model, _ = written(tmp_path, tiny_spec, clips, "fp16", "unrolled", accelerator="dla")
-    told = json.loads((tmp_path / "conformance.json").read_text())
+    told = json.loads((tmp_path / "model.conformance.json").read_text())
     assert set(told["fallback"]) == {"head/linear"}
     assert sum(told["compute"].values()) == len(compute_ops(model)) - 1
 
@@ -276,7 +276,7 @@ def test_a_real_parser_reads_it(tiny_spec: ClipSpec, clips: list[Any], tmp_path:
         folder = tmp_path / precision
         folder.mkdir()
         written(folder, tiny_spec, clips, precision)  # which parses it
-        parsed_by = json.loads((folder / "conformance.json").read_text())["parsed_by"]
+        parsed_by = json.loads((folder / "model.conformance.json").read_text())["parsed_by"]
         assert parsed_by.startswith("TensorRT for RTX 1.")
     onnx.save(small("y = Det(x)"), tmp_path / "det.onnx")
     with pytest.raises(ToolchainError, match="cannot parse node 'Det_0': "):
@@ -300,7 +300,7 @@ def test_a_proxy_of_damaged_files(tiny_spec: ClipSpec, clips: list[Any], tmp_pat
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ToolchainError, match=r"ONNX Runtime cannot load .*model\.onnx"):
         load_runner("onnxruntime", tmp_path, tiny_spec, 1)
-    (tmp_path / "conformance.json").write_text("{}")
+    (tmp_path / "model.conformance.json").write_text("{}")
     with pytest.raises(BundleError, match="does not say where each op runs"):
         load_runner("onnxruntime", tmp_path, tiny_spec, 1)
 

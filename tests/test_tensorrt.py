@@ -160,7 +160,7 @@ def test_layers_that_the_inspector_does_not_tell(bundle: Bundle, install: Instal
 def test_an_artifact_that_does_not_say_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="does not say what the network is"):
         runner_module._asked(tmp_path)
-    (tmp_path / "conformance.json").write_text(json.dumps({"precision": "fp64", "accelerator": "gpu"}))
+    (tmp_path / "model.conformance.json").write_text(json.dumps({"precision": "fp64", "accelerator": "gpu"}))
     with pytest.raises(BundleError, match=r"asks for .*fp64.*, which no Jetson has"):
         runner_module._asked(tmp_path)
 

@@ -149,7 +149,7 @@ def trtexec_command(
 
 def build(bundle: Path, folder: Path, workspace_mb: int, trtexec: str) -> dict[str, Any]:
     """Build the engine into `folder`, stamped; returns the stamp."""
-    told = json.loads((bundle / "conformance.json").read_text(encoding="utf-8"))
+    told = json.loads((bundle / "model.conformance.json").read_text(encoding="utf-8"))
     here = facts()
     precision, accelerator = str(told["precision"]), str(told["accelerator"])
     command = trtexec_command(

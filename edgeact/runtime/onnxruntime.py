@@ -44,7 +44,7 @@ class Runner:
             raise MissingDependencyError("onnxruntime", "onnxruntime", "running this bundle on a CPU") from exc
         self.threads = threads or os.cpu_count() or 1
         self.version = str(ort.__version__)
-        self._conformance = _read_conformance(folder / "conformance.json")
+        self._conformance = _read_conformance(folder / "model.conformance.json")
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # errors, which it also raises

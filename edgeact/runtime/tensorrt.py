@@ -243,12 +243,12 @@ def build_plan(
 def _asked(folder: Path) -> dict[str, str]:
     """Precision and accelerator of the artifact; the file is untrusted."""
     try:
-        told = json.loads((folder / "conformance.json").read_text())
+        told = json.loads((folder / "model.conformance.json").read_text())
         asked = {name: told[name] for name in ("precision", "accelerator")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise BundleError(f"{folder / 'conformance.json'} does not say what the network is: {exc}") from exc
+        raise BundleError(f"{folder / 'model.conformance.json'} does not say what the network is: {exc}") from exc
     if asked["precision"] not in ("fp32", "fp16", "int8") or asked["accelerator"] not in ("gpu", "dla"):
-        raise BundleError(f"{folder / 'conformance.json'} asks for {asked}, which no Jetson has")
+        raise BundleError(f"{folder / 'model.conformance.json'} asks for {asked}, which no Jetson has")
     return asked
 
 

@@ -31,7 +31,7 @@ def test_only_what_differs_is_sent(server: Server) -> None:
     told = []
     with opened(server, "delivery") as connection, tell_progress(lambda *line: told.append(line)):
         assert deliver(connection, ITEMS, free=FREE, progress=True) == (3 << 20) + 5
-        assert told == [("copying to device (MiB)", done, 4) for done in range(4)]
+        assert told == [("copying to device (MiB)", done, 4) for done in range(5)]
         folder = server.cache / "device" / "delivery"
         assert (folder / "bundle" / "large").read_bytes() == LARGE
         assert (folder / "bundle" / "empty").read_bytes() == b""

@@ -136,8 +136,10 @@ def test_printable() -> None:
 
 def test_modules_are_imported_and_versioned(server: Server) -> None:
     with connected(server) as connection:
-        found = connection.ask("probe", modules=["numpy", "no_such_module", "json.tool"])
+        found = connection.ask("probe", modules=["numpy", "no_such_module", "json", "sys"])
     assert found["modules"]["numpy"]["version"][0].isdecimal()
+    assert found["modules"]["json"] == {"version": "2.0.9"}  # as a module tells that pip did not install
+    assert found["modules"]["sys"] == {"version": "of unknown version"}
     assert found["modules"]["no_such_module"] == {"missing": "ModuleNotFoundError: No module named 'no_such_module'"}
 
 
