@@ -11,10 +11,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeact._progress import tell_progress
+from edgeact.bundle import Bundle, open_bundle
 from edgeact.errors import EdgeactError
 from edgeact.measure import measure
 from edgeact.results import write_results
+from edgeact.runtime import compile_engine, needs_engine, runtime_here
 
 __all__ = ["main"]
 
@@ -32,7 +36,9 @@ def main() -> int:
     out = Path(request.pop("out"))
     try:
         with tell_progress(lambda what, done, total: say(progress=[what, done, total])):
-            write_results(measure(request.pop("bundle"), **request, progress=True), out)
+            bundle = open_bundle(request.pop("bundle"))
+            _compile(bundle, request["threads"])
+            write_results(measure(bundle, **request, progress=True), out)
     except EdgeactError as exc:
         say(error=[type(exc).__name__, str(exc)])
         return 1
@@ -40,6 +46,14 @@ def main() -> int:
         say(error=["DeviceError", f"{exc.strerror or exc}" + (f": {exc.filename}" if exc.filename else "")])
         return 1
     return 0
+
+
+def _compile(bundle: Bundle, threads: int) -> None:
+    """Where the runtime wants an engine, build it here; it goes with the folder that was sent."""
+    runtime = runtime_here(bundle)
+    if needs_engine(runtime):
+        clip = np.ascontiguousarray(bundle.golden()[0].frames[None])
+        compile_engine(runtime, bundle.path, clip, threads)
 
 
 def _leave_when_nobody_listens() -> None:

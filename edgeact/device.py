@@ -88,7 +88,8 @@ def measure_on(
 
 def _check_device(connection: Connection, bundle: Bundle, python: str) -> str:
     """Whether what measuring needs can be imported there; the device in words."""
-    runtimes = modules_of(bundle.runtime)
+    proxy = bundle.manifest.get("proxy")
+    runtimes = (*modules_of(bundle.runtime), *(modules_of(str(proxy)) if proxy else ()))
     found = connection.ask("probe", modules=[*_ALWAYS, *runtimes])
     modules: Any = found.get("modules")
     versions: dict[str, str] = {}

@@ -4,8 +4,8 @@ An engine belongs to one device, TensorRT and JetPack, so the bundle holds `mode
 needs nothing but the device's own TensorRT. The folded form is the default: 2D convolutions, one launch for all frames;
 depthwise 3D ones have no int8 kernel and slow ones in float (NVIDIA/TensorRT#1198, #1409), and the DLA takes 2D alone.
 fp16 computes in float16 up to the logits. int8 is explicit: symmetric Q/DQ, weights per output channel, bias in float.
-`model.conformance.json` lists what NVIDIA's documented rules say of each node; here ONNX Runtime on the CPU stands in for
-TensorRT, for the numbers alone.
+`model.conformance.json` lists what NVIDIA's documented rules say of each node; here ONNX Runtime on the CPU stands in
+for TensorRT, for the numbers alone.
 """
 
 import json

@@ -30,6 +30,7 @@ __all__ = [
     "load_runner",
     "modules_of",
     "needs_engine",
+    "runtime_here",
 ]
 
 
@@ -166,6 +167,16 @@ def _module(runtime: str) -> Any:
     return importlib.import_module(f"edgeact.runtime.{runtime}")
 
 
+def runtime_here(bundle: Bundle) -> str:
+    """The bundle's runtime, or what stands in for it where that is not installed.
+
+    Raises:
+        BundleError: There is no such runner.
+    """
+    proxy = bundle.manifest.get("proxy")
+    return bundle.runtime if proxy is None or is_installed(bundle.runtime) else str(proxy)
+
+
 def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> CheckedRunner:
     """Load a bundle for running; no torch is needed.
 
@@ -179,6 +190,5 @@ def load(bundle: Bundle | str | os.PathLike[str], *, threads: int = 0) -> Checke
         MissingDependencyError: Its runtime is not installed.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    proxy = opened.manifest.get("proxy")
-    runtime = opened.runtime if proxy is None or is_installed(opened.runtime) else str(proxy)
+    runtime = runtime_here(opened)
     return CheckedRunner(opened, load_runner(runtime, opened.path, opened.spec, threads), runtime)
