@@ -14,7 +14,7 @@ from edgeact.environment import busy_note, device_name
 from edgeact.errors import EdgeactError, InputError
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import Gates, NotMeasured, judge
+from edgeact.parity import Gates, NotMeasured, Placement, judge
 from edgeact.runtime import compile_engine, load, needs_engine
 from edgeact.validate import stored_gates
 
@@ -28,10 +28,11 @@ class Compiled:
     Attributes:
         bundle: The bundle's folder.
         engine: The engine's folder.
-        held: Whether it holds the bundle's gate of SQNR on the golden clips.
+        held: Whether it holds the bundle's gates of SQNR, on the golden clips, and of ops that fall back.
         failures: Why not, in words.
         numerics: The engine's logits against the reference.
         latency: Milliseconds per clip.
+        placement: Where each layer runs, and in which precision.
         stamp: What it was compiled for, from and with.
         notes: Remarks.
     """
@@ -42,6 +43,7 @@ class Compiled:
     failures: tuple[str, ...]
     numerics: Numerics
     latency: Latency
+    placement: Placement | NotMeasured
     stamp: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -65,7 +67,7 @@ def compile_bundle(
         bundle: A bundle or its folder; its hashes are verified.
         threads: CPU threads; 0 takes every core.
         rounds: Timed runs.
-        gates: Their SQNR is to hold; those stored in the bundle by default.
+        gates: Those of SQNR and of fallbacks are to hold; those stored in the bundle by default.
         workspace_mb: Of `tensorrt`: most memory that a kernel may use while it runs; all of it by default.
         force: Compile even where the cache has an engine for this machine; else that one is judged again.
 
@@ -102,8 +104,8 @@ def compile_bundle(
         device=device_name(runner.runner.device),
         reference_missing="PyTorch is not used here",
     )
-    unasked = NotMeasured("`edgeact validate` judges it")
-    failures = judge(dataclasses.replace(gates, require_all=False), numerics, unasked, unasked, unasked)
+    unasked, placement = NotMeasured("`edgeact validate` judges it"), runner.runner.placement()
+    failures = judge(dataclasses.replace(gates, require_all=False), numerics, unasked, unasked, placement)
     if failures:
         remove_engine(engine)
     return Compiled(
@@ -113,6 +115,7 @@ def compile_bundle(
         failures=failures,
         numerics=numerics,
         latency=latency,
+        placement=placement,
         stamp=engine.stamp,
         notes=busy_note(),
     )

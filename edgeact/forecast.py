@@ -55,6 +55,7 @@ class Forecast:
     target: str
     form: str
     layers: tuple[Layer, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -101,14 +102,16 @@ def forecast(
     model = model.cpu().float().eval()
     check_network(model, spec)
     graph = prepare(behind_uint8(fold(model, spec), spec))
-    native = {node.name: refusal for node, refusal in asked.refusals(graph, options).items()}
+    found, notes = asked.refusals(graph, options)
+    native = {node.name: refusal for node, refusal in found.items()}
     if form == "volumetric":
         refusals: Mapping[str, Refusal] = native
         refused: dict[fx.Node, str] = {}
     else:
         refused = {}
         lowered, _ = rewrite(graph, form, refused=refused)  # type: ignore[arg-type]
-        refusals = _by_source(asked.refusals(lowered, options))
+        found, notes = asked.refusals(lowered, options)
+        refusals = _by_source(found)
     macs = _macs(graph)
     layers = []
     for node in graph.graph.nodes:
@@ -125,7 +128,7 @@ def forecast(
                 reason=reason,
             )
         )
-    return Forecast(target=target, form=form, layers=tuple(layers))
+    return Forecast(target=target, form=form, layers=tuple(layers), notes=notes)
 
 
 def _judge(

@@ -71,10 +71,12 @@ class Target(Protocol):
             ToolchainError: The toolchain failed, in its own words.
         """
 
-    def refusals(self, graph: "fx.GraphModule", options: Mapping[str, str]) -> "Mapping[fx.Node, Refusal]":
+    def refusals(
+        self, graph: "fx.GraphModule", options: Mapping[str, str]
+    ) -> "tuple[Mapping[fx.Node, Refusal], tuple[str, ...]]":
         """The ops of an ATen graph, volumetric or 2-D, that the fast kernels do not take: a forecast, nothing compiled.
 
-        Ops that only move or retype data are never among them.
+        Ops that only move or retype data are never among them. And remarks on what it rests on.
 
         Raises:
             MissingDependencyError: The forecast asks the toolchain, which is not installed.

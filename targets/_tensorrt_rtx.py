@@ -5,9 +5,7 @@ It is not the TensorRT of a Jetson: it shares the ONNX parser, and takes strongl
 
 from pathlib import Path
 
-from edgeact.errors import ToolchainError
-
-__all__ = ["parse", "parser_name"]
+__all__ = ["parser_name", "refused"]
 
 
 def parser_name() -> str | None:
@@ -19,20 +17,16 @@ def parser_name() -> str | None:
     return f"TensorRT for RTX {'.'.join(trt.__version__.split('.')[:3])}"
 
 
-def parse(file: Path) -> None:
-    """Let the real parser read an ONNX file; nothing happens where it is not installed.
-
-    Raises:
-        ToolchainError: It refuses the file; its own words, and the node.
-    """
+def refused(file: Path) -> tuple[str, str] | None:
+    """The node at which the real parser stops in an ONNX file, and its words; None where it does not, or is absent."""
     if parser_name() is None:
-        return
+        return None
     import tensorrt_rtx_bindings as trt
 
-    logger = trt.Logger(trt.Logger.ERROR)
-    logger.min_severity = trt.Logger.INTERNAL_ERROR  # what it says is in the parser's errors
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)  # what it says is in the parser's errors
     network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(file)):
-        error = parser.get_error(0)
-        raise ToolchainError(f"{parser_name()} cannot parse node {error.node_name() or error.node()!r}: {error.desc()}")
+    if parser.parse_from_file(str(file)):
+        return None
+    error = parser.get_error(0)
+    return error.node_name(), error.desc()

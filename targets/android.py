@@ -63,20 +63,23 @@ class Android:
         (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
         return ()
 
-    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str]
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the backend's partitioner leaves out; see `Target.refusals`."""
         from edgeact.targets import _vulkan, _xnnpack
 
         no_3d = "ExecuTorch has no 3-D kernels (executorch/kernels/portable/functions.yaml, op_convolution.cpp)"
         if options["backend"] == "vulkan":
             with _toolchain():
-                return _vulkan.refusals(graph, volumetric=no_3d)
-        return _xnnpack.refusals(
+                return _vulkan.refusals(graph, volumetric=no_3d), ()
+        found = _xnnpack.refusals(
             graph,
             more="cos sin upsample_bilinear2d",
             source="executorch/backends/xnnpack/partition/config",
             volumetric=no_3d,
         )
+        return found, ()
 
 
 def _partitioner(backend: str, *, half: bool) -> Any:

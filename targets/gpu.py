@@ -54,9 +54,11 @@ class GPU:
             return (f"without model.onnx, so ONNX Runtime is no candidate: {exc}",)
         return ()
 
-    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str]
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """None: PyTorch has a GPU kernel for every op."""
-        return {}
+        return {}, ()
 
 
 @contextmanager

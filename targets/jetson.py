@@ -10,12 +10,13 @@ for TensorRT, for the numbers alone.
 
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeact.errors import InputError
+from edgeact.errors import InputError, ToolchainError
 from edgeact.quantize.scheme import PORTABLE
 
 if TYPE_CHECKING:
@@ -55,44 +56,60 @@ class Jetson:
         from edgeact.runtime import _build_engine
         from edgeact.targets._onnx import to_onnx
         from edgeact.targets._qdq import fuse_adds
-        from edgeact.targets._tensorrt_rtx import parse, parser_name
+        from edgeact.targets._tensorrt_rtx import parser_name, refused
 
         model = to_onnx(program, precision)
         if precision == "int8":
             fuse_adds(model)
         told = _conformance(model, options) | {"precision": precision, "parsed_by": parser_name()}
         onnx.save(model, folder / "model.onnx")
-        parse(folder / "model.onnx")
+        if (stopped := refused(folder / "model.onnx")) is not None:
+            raise ToolchainError(f"{parser_name()} cannot parse node {stopped[0]!r}: {stopped[1]}")
         (folder / "model.conformance.json").write_text(json.dumps(told, indent=1) + "\n")
         shutil.copyfile(_build_engine.__file__, folder / "build_engine.py")
-        parsed = (
-            f"{told['parsed_by']} parses it"
-            if told["parsed_by"]
-            else ("no real parser has read it: pip install 'edgeact[tensorrt-rtx]' adds one that needs no GPU")
-        )
-        rules = f"NVIDIA's rules for TensorRT {told['tensorrt']} (JetPack {options['jetpack']})"
-        return (f"ONNX of opset {told['opset']}, {told['nodes']} nodes, held against {rules}; {parsed}",)
+        return (f"ONNX of opset {told['opset']}, {told['nodes']} nodes, held against {_authority(options)}",)
 
-    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str]
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the rules say of the graph's own ONNX; see `Target.refusals`."""
+        import onnx
         import torch
 
         from edgeact.targets._onnx import op_of, to_onnx
+        from edgeact.targets._target import Refusal
+        from edgeact.targets._tensorrt_rtx import parser_name, refused
         from edgeact.targets._tensorrt_rules import RELEASES, refused_nodes
 
         clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
         with torch.no_grad():
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
         model = to_onnx(program, "fp32")
-        refused = refused_nodes(model, RELEASES[options["jetpack"]], options["accelerator"])
+        by_name = refused_nodes(model, RELEASES[options["jetpack"]], options["accelerator"])
+        with tempfile.TemporaryDirectory(prefix="edgeact-jetson-") as folder:
+            onnx.save(model, Path(folder) / "model.onnx")
+            if (stopped := refused(Path(folder) / "model.onnx")) is not None:
+                by_name[stopped[0]] = Refusal(f"{stopped[1]} ({parser_name()}, its ONNX parser)", runs=False)
         calls = ([node for node in each.nodes if node.op == "call_function"] for each in (program.graph, graph.graph))
-        by_name = {exported.name: node for exported, node in zip(*calls, strict=True)}
+        ops = {exported.name: node for exported, node in zip(*calls, strict=True)}
         found: dict[Node, Refusal] = {}
-        for name, refusal in refused.items():
-            node = by_name.get(op_of(name))
+        for name, refusal in by_name.items():
+            node = ops.get(op_of(name))
             if node is not None and (node not in found or found[node].runs):
                 found[node] = refusal
-        return found
+        return found, (_authority(options),)
+
+
+def _authority(options: Mapping[str, str]) -> str:
+    """What a network is held against."""
+    from edgeact.targets._tensorrt_rtx import parser_name
+    from edgeact.targets._tensorrt_rules import RELEASES
+
+    release = RELEASES[options["jetpack"]]
+    parser = f"the parser of {parser_name()}"
+    if parser_name() is None:
+        parser = "no real parser: pip install 'edgeact[tensorrt-rtx]' adds one that needs no GPU"
+    return f"NVIDIA's rules for TensorRT {release.tensorrt} (JetPack {options['jetpack']}), and {parser}"
 
 
 def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, object]:

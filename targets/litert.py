@@ -53,16 +53,19 @@ class LiteRT:
         _refuse_foreign_ops(folder / "model.tflite")
         return ()
 
-    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str]
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the XNNPACK delegate leaves out; see `Target.refusals`."""
         from edgeact.targets import _xnnpack
 
-        return _xnnpack.refusals(
+        found = _xnnpack.refusals(
             graph,
             more="amax amin cos layer_norm log_softmax mean rsub sin softmax sum upsample_bilinear2d",
             source="tensorflow/lite/delegates/xnnpack/README.md",
             volumetric="no grouped CONV_3D, no delegate for it (tensorflow/lite/kernels/conv3d.cc) and no MAX_POOL_3D",
         )
+        return found, ()
 
 
 def _convert(program: Path, artifact: Path, precision: str) -> None:

@@ -61,7 +61,9 @@ class OpenVINO:
             _save(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
         return ()
 
-    def refusals(self, graph: "GraphModule", options: Mapping[str, str]) -> "Mapping[Node, Refusal]":
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str]
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What OpenVINO's own converter cannot translate, as it says when asked; see `Target.refusals`."""
         import torch
 
@@ -82,8 +84,8 @@ class OpenVINO:
                 reason = (
                     "OpenVINO's PyTorch frontend has no translation (openvino/src/frontends/pytorch/src/op_table.cpp)"
                 )
-                return {node: Refusal(f"{node.target}: {reason}", runs=False) for node in nodes}
-        return {}
+                return {node: Refusal(f"{node.target}: {reason}", runs=False) for node in nodes}, ()
+        return {}, ()
 
 
 def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:

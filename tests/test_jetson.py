@@ -17,6 +17,7 @@ import edgeact
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError, ToolchainError
+from edgeact.forecast import forecast
 from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import IN_FLOAT, Gates, NotMeasured, Placement
 from edgeact.quantize.options import Calibration, Int8
@@ -24,7 +25,7 @@ from edgeact.quantize.scheme import PORTABLE
 from edgeact.runtime import load_runner
 from edgeact.targets import check_options, get_target
 from edgeact.targets._qdq import fuse_adds, groups_of
-from edgeact.targets._tensorrt_rtx import parse, parser_name
+from edgeact.targets._tensorrt_rtx import parser_name, refused
 from edgeact.targets._tensorrt_rules import RELEASES, compute_ops, refused_nodes
 
 
@@ -271,7 +272,9 @@ def test_a_dla_bundle_tells_what_the_gpu_runs(tiny_spec: ClipSpec, clips: list[A
 
 
 @pytest.mark.skipif(parser_name() is None, reason="tensorrt_rtx_bindings is not installed")
-def test_a_real_parser_reads_it(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:
+def test_a_real_parser_reads_it(
+    tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for precision in ("fp16", "int8"):
         folder = tmp_path / precision
         folder.mkdir()
@@ -279,8 +282,17 @@ def test_a_real_parser_reads_it(tiny_spec: ClipSpec, clips: list[Any], tmp_path:
         parsed_by = json.loads((folder / "model.conformance.json").read_text())["parsed_by"]
         assert parsed_by.startswith("TensorRT for RTX 1.")
     onnx.save(small("y = Det(x)"), tmp_path / "det.onnx")
-    with pytest.raises(ToolchainError, match="cannot parse node 'Det_0': "):
-        parse(tmp_path / "det.onnx")
+    stopped = refused(tmp_path / "det.onnx")
+    assert stopped is not None
+    assert stopped[0] == "Det_0"
+    monkeypatch.setattr("edgeact.targets._tensorrt_rtx.refused", lambda file: ("stem/conv2d", "of no use"))
+    with pytest.raises(ToolchainError, match=r"TensorRT for RTX .* cannot parse node 'stem/conv2d': of no use"):
+        written(folder, tiny_spec, clips, "fp16")
+    model = Residual().eval()
+    found = forecast(model, target="jetson", spec=tiny_spec)
+    assert not found.runs
+    assert [layer.name for layer in found.layers if layer.support == "cannot run"] == ["stem"]
+    assert "and the parser of TensorRT for RTX 1." in found.notes[0]
 
 
 def test_without_the_parser_the_report_says_so(
@@ -289,7 +301,7 @@ def test_without_the_parser_the_report_says_so(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     program = lower_and_prove(behind_uint8(fold(Residual().eval(), tiny_spec), tiny_spec), "folded", clips[0])
     (note,) = get_target("jetson").compile(program, tmp_path, "fp32", check_options("jetson", {}))
-    assert "no real parser has read it: pip install 'edgeact[tensorrt-rtx]'" in note
+    assert "no real parser: pip install 'edgeact[tensorrt-rtx]'" in note
 
 
 def test_a_proxy_of_damaged_files(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -136,7 +135,7 @@ def test_an_engine_that_does_not_load(bundle: Bundle, install: Install) -> None:
     trt, _ = install()
     compile_bundle(bundle, rounds=1)
     trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: None)
-    with pytest.raises(ToolchainError, match=r"TensorRT 10\.3\.0 cannot load the engine in .*: compile it again"):
+    with pytest.raises(ToolchainError, match=r"TensorRT 10\.3\.0 cannot load the engine .*: compile it again"):
         edgeact.load(bundle)
 
 
@@ -197,7 +196,30 @@ def test_a_real_builder_builds_the_plan(bundle: Bundle) -> None:
             return config
 
     module = SimpleNamespace(**{name: getattr(rtx, name) for name in dir(rtx)} | {"Builder": Builder})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorRT for RTX deprecates what TensorRT needs, such as the timing cache
-        plan, _ = build_plan(module, bundle.path / "model.onnx", "fp16", "gpu", workspace_mb=64)
+    plan = build_plan(module, bundle.path / "model.onnx", "fp16", "gpu", workspace_mb=64)
     assert len(plan) > 1000
+
+
+def test_an_rtx_card_is_offered_tensorrt_for_rtx(
+    videos: Path, tiny_spec: ClipSpec, tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeact._capture import behind_uint8, eager, fold
+    from edgeact.runtime import _candidates
+    from edgeact.targets import get_target
+
+    rtx, cuda = install(fake_tensorrt("1.7.1"))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", rtx)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(3, 4, 3, 2), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 12)).eval()
+    get_target("gpu").compile(behind_uint8(fold(model, tiny_spec), tiny_spec), tmp_path, "fp32", {})
+    shape = (1, *tiny_spec.clip_shape)
+    clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert "tensorrt-rtx" not in _candidates.candidates(tmp_path, shape, "cpu", 1)
+    offered = _candidates.candidates(tmp_path, shape, "cuda", 1)
+    (tmp_path / "out").mkdir()
+    expected = eager(model, tiny_spec)(clip)
+    told = _candidates.choose({"tensorrt-rtx": offered["tensorrt-rtx"]}, tmp_path / "out", clip, expected, 80)
+    assert told["chosen"] == "tensorrt-rtx"
+    assert cuda.launches > 0
+    call = _candidates.load_candidate("tensorrt-rtx", tmp_path, tmp_path / "out", shape, "cuda", 1)
+    np.testing.assert_allclose(call(clip), expected, rtol=1e-4, atol=1e-6)

@@ -79,6 +79,8 @@ def _print(found: "Forecast", model: str, console: "Console") -> None:
         ops = ", ".join(f"{op} ({count})" for op, count in Counter(layer.op for layer in layers).most_common())
         said = layers[0].support
         console.print(Text.assemble((said, _STYLES[said]), f" {ops}: {reason}"), soft_wrap=True)
+    for note in found.notes:
+        console.print(Text(f"· {note}", "dim"), soft_wrap=True)
     total, fast = found.macs(), found.macs("native", "lowered")
     if found.runs:
         verdict, style = "✓ runs", "bold green"

@@ -38,6 +38,7 @@ def command(bundle: str, as_json: bool, quiet: bool, **given: Any) -> int:
 
 def _print(found: "Compiled") -> None:
     from edgeact._format import db, ms
+    from edgeact.parity import Placement
 
     built, latency = found.stamp["built"], found.latency
     p50, p95, _ = latency.artifact_p50_p95_p99_ms
@@ -52,6 +53,12 @@ def _print(found: "Compiled") -> None:
         rows[name] = why or f"{chosen}{ms(figures['median_ms'])}, {db(figures['sqnr_db'])}"
     rows["SQNR"] = f"{db(found.numerics.sqnr_db)} on {found.numerics.rungs[-1].clips} golden clips"
     rows["latency"] = f"p50 {ms(p50)}, p95 {ms(p95)}; {latency.runtime}; {latency.threads} threads"
+    where = found.placement
+    rows["placement"] = (
+        f"{where.accelerated_ops:,} layers, {where.fallback_ops} fall back"
+        if isinstance(where, Placement)
+        else f"not measured: {where.not_measured}"
+    )
     width = max(map(len, rows))
     for name, text in rows.items():
         click.echo(f"  {name:<{width}}  {text}")

@@ -5,6 +5,7 @@ Each candidate compiles into a folder, and loads from it a call from the uint8 c
     aotinductor                one native library for the whole network
     aotinductor+graph          the same library, its launches recorded once as a CUDA graph
     onnxruntime-PROVIDER       the bundle's `model.onnx` through ONNX Runtime
+    tensorrt-rtx               the same through TensorRT for RTX, on cards of that name
 """
 
 import importlib.util
@@ -65,7 +66,24 @@ def candidates(bundle: Path, shape: Shape, device: str, threads: int) -> dict[st
         for name, provider in _PROVIDERS.items():
             if provider in onnxruntime.get_available_providers() and (name == "onnxruntime-cpu") == (device == "cpu"):
                 offered[name] = _onnx_candidate(bundle, provider, threads)
+    if (bundle / _ONNX).is_file() and device == "cuda" and importlib.util.find_spec("tensorrt_rtx_bindings"):
+        offered["tensorrt-rtx"] = _rtx_candidate(bundle, shape)
     return offered
+
+
+def _rtx_candidate(bundle: Path, shape: Shape) -> Candidate:
+    import tensorrt_rtx_bindings as rtx
+
+    from edgeact.runtime.tensorrt import Network, build_plan
+
+    def compile_(out: Path) -> None:
+        precision = "fp16" if is_float16(bundle) else "fp32"
+        (out / "model.plan").write_bytes(build_plan(rtx, bundle / _ONNX, precision, "gpu"))
+
+    def load(out: Path) -> Call:
+        return Network(rtx, out / "model.plan", shape)
+
+    return Candidate(compile_, load)
 
 
 def choose(

@@ -109,7 +109,7 @@ def machine() -> dict[str, str]:
         }
     else:
         facts |= {"device": cpu_name(), "vector units": torch.backends.cpu.get_cpu_capability()}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
+    for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt_rtx_cu13_bindings"):
         try:
             facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

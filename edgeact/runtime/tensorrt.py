@@ -20,7 +20,7 @@ from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
 from edgeact.parity import NotMeasured, Placement
 from edgeact.runtime import _build_engine
 
-__all__ = ["MODULES", "Runner", "build", "build_plan", "machine"]
+__all__ = ["MODULES", "Network", "Runner", "build", "build_plan", "machine"]
 
 MODULES = ("tensorrt",)  # one of them must be installed
 
@@ -46,11 +46,44 @@ class Runner:
         trt, facts = _tensorrt(), machine()
         engine = open_engine("tensorrt", folder, facts)
         self.device, self.version = facts["device"], str(trt.__version__)
-        self._layers, self._precision = engine.folder / "layers.json", _asked(folder)["precision"]
+        self._layers, self._asked = engine.folder / "layers.json", _asked(folder)
+        self._network = Network(trt, engine.folder / "model.plan", shape)
+
+    def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits of one clip; `clip` must have the bundle's shape, uint8, RGB."""
+        return self._network(clip)
+
+    def layers(self, clip: NDArray[np.uint8]) -> tuple[()]:
+        """None: TensorRT fuses them."""
+        return ()
+
+    def placement(self) -> Placement | NotMeasured:
+        """Which kernel runs each layer, as the engine's inspector told when it was built."""
+        try:
+            found = _build_engine.placement(json.loads(self._layers.read_text()), **self._asked)
+        except (_build_engine.BuildError, ValueError, KeyError, TypeError) as exc:
+            return NotMeasured(f"the engine's inspector does not tell: {exc}")
+        return Placement(**found | {"fallback": tuple(found["fallback"])})
+
+
+class Network:
+    """An engine on the GPU, with the memory of its clip and its logits: a call from one to the other.
+
+    Args:
+        trt: The module of TensorRT's Python API, or of TensorRT for RTX.
+        plan: The serialized engine.
+        shape: The clip's shape.
+
+    Raises:
+        MissingDependencyError: cuda-python is not installed.
+        ToolchainError: TensorRT cannot load the engine, or CUDA fails.
+    """
+
+    def __init__(self, trt: Any, plan: Path, shape: tuple[int, ...]) -> None:
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engine = self._runtime.deserialize_cuda_engine((engine.folder / "model.plan").read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            raise ToolchainError(f"TensorRT {self.version} cannot load the engine in {engine.folder}: compile it again")
+            raise ToolchainError(f"TensorRT {trt.__version__} cannot load the engine {plan}: compile it again")
         self._cuda = _Cuda()
         self._clip = self._cuda.pinned(shape, np.uint8)
         self._logits = self._cuda.pinned(tuple(self._engine.get_tensor_shape("logits")), np.float32)
@@ -70,23 +103,11 @@ class Runner:
         self._cuda.copy_out(self._logits, result)
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits of one clip; `clip` must have the bundle's shape, uint8, RGB."""
+        """uint8 `[1, T, H, W, 3]` to float32 `[1, K]`."""
         np.copyto(self._clip, clip)
         self._launch()
         self._cuda.synchronize()
         return np.array(self._logits)
-
-    def layers(self, clip: NDArray[np.uint8]) -> tuple[()]:
-        """None: TensorRT fuses them."""
-        return ()
-
-    def placement(self) -> Placement | NotMeasured:
-        """Which kernel runs each layer, as the engine's inspector told when it was built."""
-        try:
-            found = _build_engine.placement(json.loads(self._layers.read_text()), self._precision)
-        except (_build_engine.BuildError, ValueError, KeyError, TypeError) as exc:
-            return NotMeasured(f"the engine's inspector does not tell: {exc}")
-        return Placement(**found | {"fallback": tuple(found["fallback"])})
 
 
 class _Cuda:
@@ -175,18 +196,9 @@ def build(
         ToolchainError: TensorRT refuses the network, in its own words.
     """
     trt, asked = _tensorrt(), _asked(folder)
-    kept = cache_dir() / "timing" / f"tensorrt-{trt.__version__}.cache"
-    plan, timing = build_plan(
-        trt,
-        folder / "model.onnx",
-        asked["precision"],
-        asked["accelerator"],
-        workspace_mb=workspace_mb,
-        timing=kept.read_bytes() if kept.is_file() else b"",
-    )
+    timings = cache_dir() / "timing" / f"tensorrt-{trt.__version__}.cache"
+    plan = build_plan(trt, folder / "model.onnx", **asked, workspace_mb=workspace_mb, timings=timings)
     (out / "model.plan").write_bytes(plan)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_bytes(timing)
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     inspector = engine.create_engine_inspector()
     (out / "layers.json").write_text(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
@@ -194,9 +206,15 @@ def build(
 
 
 def build_plan(
-    trt: Any, onnx: Path, precision: str, accelerator: str, *, workspace_mb: int | None = None, timing: bytes = b""
-) -> tuple[bytes, bytes]:
-    """The serialized engine of an ONNX file, and the timing cache after it; no GPU memory is touched here.
+    trt: Any,
+    onnx: Path,
+    precision: str,
+    accelerator: str,
+    *,
+    workspace_mb: int | None = None,
+    timings: Path | None = None,
+) -> bytes:
+    """The serialized engine of an ONNX file.
 
     From TensorRT 10 on the network is strongly typed: each layer has the types of the ONNX, or the build fails.
 
@@ -206,7 +224,7 @@ def build_plan(
         precision: That of the ONNX.
         accelerator: `gpu`, or `dla`, which leaves to the GPU what it cannot run.
         workspace_mb: Most memory that a kernel may use while it runs; all of it by default.
-        timing: An earlier timing cache of this device and release, or nothing.
+        timings: File of the timing cache of this device and release, read where it is there and written anew.
 
     Raises:
         ToolchainError: TensorRT cannot parse or build it; its own words.
@@ -232,12 +250,16 @@ def build_plan(
     if accelerator == "dla":
         config.default_device_type, config.DLA_core = trt.DeviceType.DLA, 0
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-    cache = config.create_timing_cache(timing)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if timings is not None:
+        known = timings.read_bytes() if timings.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ToolchainError(f"TensorRT {trt.__version__} cannot build an engine of this network in {precision}")
-    return bytes(plan), bytes(config.get_timing_cache().serialize())
+    if timings is not None:
+        timings.parent.mkdir(parents=True, exist_ok=True)
+        timings.write_bytes(config.get_timing_cache().serialize())
+    return bytes(plan)
 
 
 def _asked(folder: Path) -> dict[str, str]:
