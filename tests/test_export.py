@@ -20,7 +20,7 @@ from edgeact.latency import Latency
 from edgeact.measure import measure
 from edgeact.models import list_models, options_for_spec
 from edgeact.numerics import Numerics
-from edgeact.parity import Gates, Placement
+from edgeact.parity import Gates, NotMeasured, Placement
 from edgeact.results import write_results
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import check_form, check_precision, get_target, list_targets
@@ -87,6 +87,9 @@ def test_every_model_on_every_target(name: str, precision: str, target: str, vid
     rungs = ["folded"] + ["quantized"] * (precision == "int8")
     rungs += ["lowered"] * (get_target(target).forms[0] != "volumetric")
     assert [rung.name for rung in report.numerics.rungs] == [*rungs, "artifact"]
+    if target == "gpu" and isinstance(report.placement, NotMeasured):  # ONNX Runtime was the faster one here
+        assert "does not tell which kernels it runs" in report.placement.not_measured
+        return
     assert isinstance(report.placement, Placement)
     assert report.placement.fallback_ops == 0
     assert report.placement.accelerated_ops > 10 or name == "c3d"
@@ -303,7 +306,8 @@ def test_targets_say_what_they_are() -> None:
         for precision in target.precisions:
             check_precision(name, precision)
     members = {name for name in dir(get_target("openvino")) if not name.startswith("_")}
-    assert members == {"summary", "precisions", "forms", "scheme", "options", "runtime", "compile", "refusals"}
+    told = {"summary", "precisions", "forms", "scheme", "options", "excluded", "runtime", "proxy"}
+    assert members == told | {"compile", "refusals"}
 
 
 def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

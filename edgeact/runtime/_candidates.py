@@ -233,6 +233,8 @@ def _onnx_candidate(bundle: Path, provider: str, threads: int) -> Candidate:
             raise BundleError(f"{bundle / _ONNX} holds an engine that was compiled elsewhere: refused")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
+        if provider != "CPUExecutionProvider":  # else what it lacks runs on the CPU, without a word
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options = {
             "TensorrtExecutionProvider": {
                 "trt_fp16_enable": str(int(is_float16(bundle))),

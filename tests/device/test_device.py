@@ -3,12 +3,10 @@
 import contextlib
 import json
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,29 +136,17 @@ def agents_after(seconds: float, server: Server) -> list[str]:
         time.sleep(0.05)
 
 
-@pytest.fixture
-def interrupt_when() -> Iterator[Callable[[Callable[[], bool]], None]]:
-    """`interrupt_when(found)`: Ctrl-C for this process, as soon as `found()`."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-
-    def wait(found: Callable[[], bool]) -> None:
-        while not found():
-            time.sleep(0.01)
-        signal.pthread_kill(main_thread, signal.SIGINT)
-
-    yield lambda found: threading.Thread(target=wait, args=(found,), daemon=True).start()
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("sign", ["device/*/bundle", "device/*/agent.log"])
-def test_an_interrupt_leaves_nothing(
-    server: Server, measure: Measure, interrupt_when: Callable[[Callable[[], bool]], None], sign: str
-) -> None:
-    interrupt_when(lambda: any(server.cache.glob(sign)))
-    with pytest.raises(KeyboardInterrupt):
-        measure(minutes=10)
+def test_an_interrupt_leaves_nothing(server: Server, python: str, bundle: edgeact.Bundle, sign: str) -> None:
+    where = ["--device", server.device, "--ssh-config", str(server.config), "--python", python]
+    command = [sys.executable, "-m", "edgeact", "validate", str(bundle.path), *where, "--minutes", "10", "--quiet"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(server.cache.glob(sign)):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    running.terminate()
+    _, said = running.communicate(timeout=60)
+    assert (running.returncode, said) == (2, "error: interrupted: nothing half-written was left behind\n")
     assert not server.cache.exists()
     assert not agents_after(5, server)
 
