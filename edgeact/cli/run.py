@@ -24,6 +24,8 @@ def command(bundle: str, video: str, hop: int | None, top: int, save: str | None
     if save is not None:
         check_save(Path(save), video)
     runner = load(bundle, threads=threads)
+    if runner.proxy_for:
+        click.echo(f"{runner.runtime} runs in place of {runner.proxy_for}: its logits are a proxy", err=True)
     hop = hop or max(1, runner.bundle.spec.frames // 2)
     predictions = []
     for prediction in classify_video(runner, video, hop=hop, top=top):

@@ -18,6 +18,7 @@ def command(as_json: bool) -> None:
     for name in list_targets():
         target = get_target(name)
         here = is_installed(target.runtime)
+        stand_in = target.proxy if target.proxy and is_installed(target.proxy) else None
         rows.append(
             {
                 "name": name,
@@ -25,7 +26,8 @@ def command(as_json: bool) -> None:
                 "precisions": list(target.precisions),
                 "forms": list(target.forms),
                 "runs_here": here,
-                "install": None if here else f"pip install 'edgeact[{target.runtime}]'",
+                "proxy": None if here else stand_in,
+                "install": None if here or stand_in else f"pip install 'edgeact[{target.proxy or target.runtime}]'",
             }
         )
     if as_json:
@@ -36,6 +38,6 @@ def command(as_json: bool) -> None:
 
     table = Table("target", "for", "precisions", "forms", "here", box=None)
     for row in rows:
-        status = "runs" if row["runs_here"] else str(row["install"])
+        status = "runs" if row["runs_here"] else str(row["install"] or f"{row['proxy']} as a proxy")
         table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), ", ".join(row["forms"]), status)  # type: ignore[arg-type]
     Console().print(table)

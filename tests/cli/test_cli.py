@@ -507,6 +507,18 @@ def test_targets(run: Edgeact) -> None:
     assert row["precisions"][:2] == ["fp32", "fp16"]
     assert (row["forms"][0], row["runs_here"], row["install"]) == ("volumetric", True, None)
     assert "openvino" in run("targets").out
+    (row,) = (row for row in json.loads(run("targets", "--json").out) if row["name"] == "jetson")
+    assert (row["runs_here"], row["proxy"], row["install"]) == (False, "onnxruntime", None)
+    assert "onnxruntime" in run("targets").out
+
+
+def test_a_proxy_says_so(run: Edgeact, tmp_path: Path) -> None:
+    given = ("export", "--target", "jetson", "--clips", "12", "--rounds", "1", "--quiet", "--out", str(tmp_path))
+    assert "proxy: onnxruntime " in run(*given).out
+    bundle = tmp_path / "ir_csn_26-jetson-fp32"
+    said = run("run", str(bundle), str(bundle / "golden" / "clip_0.mp4"))
+    assert said.err == "onnxruntime runs in place of tensorrt: its logits are a proxy\n"
+    assert " s  " in said.out
 
 
 def test_check_forecasts_a_target(run: Edgeact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
