@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["fuse_adds", "groups_of"]
+__all__ = ["float_weights", "fuse_adds", "groups_of"]
 
 
 def fuse_adds(model: "ModelProto") -> None:
@@ -31,12 +31,7 @@ def fuse_adds(model: "ModelProto") -> None:
             conv, quantize, dequantize = max(rounded, key=lambda found: order[found[0].output[0]])
             add.input[list(add.input).index(dequantize.output[0])] = conv.output[0]
             dropped |= {order[node.output[0]] for node in (quantize, dequantize)}
-    kept = [node for i, node in enumerate(nodes) if i not in dropped]
-    read = {name for node in kept for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(kept)
-    model.graph.initializer.extend(constants)
+    _keep(model, [node for i, node in enumerate(nodes) if i not in dropped])
 
 
 def _rounded(
@@ -51,6 +46,42 @@ def _rounded(
         name = chain[-1].input[0]
     dequantize, quantize, conv = chain
     return (conv, quantize, dequantize) if groups_of(conv) == 1 else None
+
+
+def float_weights(model: "ModelProto") -> None:
+    """Give int8 constants in float behind a QuantizeLinear, which returns them to the bit; in place.
+
+    TensorRT 8 takes no others: "Weights of Q/DQ models must be specified using FP32 data type" (Developer Guide,
+    Explicit Quantization, Quantized Weights). The file is four times as large, the engine is not.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        tensor = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if tensor is not None:
+            values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
+            wide = scale.reshape(-1, *(1,) * (values.ndim - 1)) if scale.size > 1 else scale
+            name = f"{tensor.name}_{node.name}"
+            model.graph.initializer.append(numpy_helper.from_array(values * wide, f"{name}_float"))
+            inputs = [f"{name}_float", *node.input[1:]]
+            quantize = helper.make_node("QuantizeLinear", inputs, [f"{name}_int8"], name=f"{node.name}.QuantizeLinear")
+            quantize.attribute.extend(node.attribute)
+            nodes.append(quantize)
+            node.input[0] = f"{name}_int8"
+        nodes.append(node)
+    _keep(model, nodes)
+
+
+def _keep(model: "ModelProto", nodes: "list[NodeProto]") -> None:
+    """Leave these nodes and the constants that they read."""
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]  # what is deleted next is emptied
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(constants)
 
 
 def groups_of(conv: "NodeProto") -> int:

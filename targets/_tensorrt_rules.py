@@ -95,6 +95,13 @@ class Graph:
 
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is a constant, or one that was quantized."""
+        maker = self.producer.get(name)
+        return name in self.constants or (
+            maker is not None and maker.op_type == "QuantizeLinear" and maker.input[0] in self.constants
+        )
+
     def is_dequantized(self, name: str) -> bool:
         """Whether a value comes out of a DequantizeLinear."""
         return name in self.producer and self.producer[name].op_type == "DequantizeLinear"
@@ -156,12 +163,18 @@ def _scale(node: "NodeProto", graph: Graph, release: Release) -> str | None:
     scale = graph.array(node.input[1])
     if scale is None or not (np.asarray(scale, np.float64) > 0).all():
         return "its scale is not a positive constant"
-    if scale.size > 1 and node.input[0] not in graph.constants:
+    if scale.size > 1 and not graph.is_constant(node.input[0]):
         return "an activation has one scale, not one per channel"
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     if scale.size > 1 and axis != 0:
         return f"weights have a scale per output channel, axis 0, not {axis}"
     return None
+
+
+def _int8_constant(node: "NodeProto", graph: Graph, release: Release) -> str | None:
+    if node.op_type != "DequantizeLinear" or not release.tensorrt.startswith("8."):
+        return None
+    return "TensorRT 8 takes constants in float, behind a QuantizeLinear" if node.input[0] in graph.constants else None
 
 
 def _float_layer(node: "NodeProto", graph: Graph, release: Release) -> str | None:
@@ -203,6 +216,7 @@ _RULES: tuple[tuple[_Rule, bool, str], ...] = (
     (_pools_features, False, _OPERATORS),
     (_zero_point, False, _OPERATORS),
     (_scale, False, "NVIDIA, TensorRT Developer Guide, Explicit Quantization"),
+    (_int8_constant, False, "TensorRT 8 Developer Guide, Explicit Quantization, Quantized Weights"),
     (_grouped_3d, True, "NVIDIA/TensorRT#1198, #1409"),
     (_int8_groups, False, "TensorRT API, IConvolutionLayer::setNbGroups"),
     (_depthwise_tail, False, "NVIDIA/TensorRT#3385, on JetPack 5.1"),

@@ -55,12 +55,15 @@ class Jetson:
 
         from edgeact.runtime import _build_engine
         from edgeact.targets._onnx import to_onnx
-        from edgeact.targets._qdq import fuse_adds
+        from edgeact.targets._qdq import float_weights, fuse_adds
         from edgeact.targets._tensorrt_rtx import parser_name, refused
+        from edgeact.targets._tensorrt_rules import RELEASES
 
         model = to_onnx(program, precision)
         if precision == "int8":
             fuse_adds(model)
+            if RELEASES[options["jetpack"]].tensorrt.startswith("8."):
+                float_weights(model)
         told = _conformance(model, options) | {"precision": precision, "parsed_by": parser_name()}
         onnx.save(model, folder / "model.onnx")
         if (stopped := refused(folder / "model.onnx")) is not None:

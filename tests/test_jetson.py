@@ -117,6 +117,24 @@ def test_int8_is_symmetric_and_nothing_stands_between_a_convolution_and_its_add(
     assert sqnr_db > 25, "it rounds once less than the simulation"
 
 
+def test_tensorrt_8_gets_its_weights_in_float(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:
+    for jetpack in ("6.2", "5.1"):
+        (tmp_path / jetpack).mkdir()
+        written(tmp_path / jetpack, tiny_spec, clips, "int8", jetpack=jetpack)
+    new, old = (load_runner("onnxruntime", tmp_path / jetpack, tiny_spec, 1) for jetpack in ("6.2", "5.1"))
+    np.testing.assert_array_equal(new(clips[1]), old(clips[1]))
+    model = onnx.load(tmp_path / "5.1" / "model.onnx")
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    read = [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert not set(read) & set(constants), "a QuantizeLinear stands before each"
+    assert not refused_nodes(model, RELEASES["5.1"], "gpu")
+    refused_there = refused_nodes(onnx.load(tmp_path / "6.2" / "model.onnx"), RELEASES["5.1"], "gpu")
+    assert all(
+        "takes constants in float, behind a QuantizeLinear" in refusal.reason for refusal in refused_there.values()
+    )
+    assert refused_there
+
+
 def test_adds_of_what_others_read_stay(tiny_spec: ClipSpec) -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
