@@ -21,6 +21,7 @@ __all__ = ["OLDEST_OPSET", "op_of", "to_onnx"]
 
 OLDEST_OPSET = 17  # TensorRT 8.5's newest (onnx-tensorrt release/8.5-GA, docs/operators.md); torch writes 18 and newer
 _WRITTEN_OPSET = 18
+_IR_VERSION = 8  # of the file format, as released with opset 17 (onnx, docs/Versioning.md): older readers know no newer
 
 
 def to_onnx(program: "ExportedProgram", precision: str) -> "ModelProto":
@@ -65,6 +66,7 @@ def _downgraded(model: "ModelProto") -> "ModelProto":
             node.attribute.extend(rest)
     try:
         older = version_converter.convert_version(model, OLDEST_OPSET)
+        older.ir_version = _IR_VERSION
         checker.check_model(older)
     except (RuntimeError, checker.ValidationError):  # the converter's own class is a RuntimeError
         return kept
