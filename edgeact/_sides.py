@@ -88,6 +88,11 @@ def side_of(name: str, source: Source, bundles: Sequence[Bundle]) -> Side:
     return _of_bundle(name, source) if isinstance(source, Bundle) else _of_results(name, source, bundles)
 
 
+def _runtime(bundle: Bundle) -> str:
+    proxy = bundle.manifest.get("proxy")
+    return f"{proxy}, proxy for {bundle.runtime}" if proxy else bundle.runtime
+
+
 def _of_bundle(name: str, bundle: Bundle) -> Side:
     reference, report = bundle.reference(), bundle.report()
     if reference.artifact is None:
@@ -101,7 +106,7 @@ def _of_bundle(name: str, bundle: Bundle) -> Side:
         raise BundleError(f"{bundle.path / 'report.json'} holds a latency or a placement that cannot be: export again")
     return Side(
         name=name,
-        ran_on=f"{latency.runtime} on {latency.device}" if isinstance(latency, Latency) else bundle.runtime,
+        ran_on=f"{latency.runtime} on {latency.device}" if isinstance(latency, Latency) else _runtime(bundle),
         evaluation=evaluation,
         golden={clip.id: evaluation[clip.id] for clip in bundle.golden() if clip.id in evaluation},
         digests=dict(zip(reference.ids, reference.digests, strict=True)),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import edgeact
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, run_program
 from edgeact.clip import ClipSpec
+from edgeact.diff import diff
 from edgeact.errors import BundleError, InputError, ToolchainError
 from edgeact.forecast import forecast
 from edgeact.numerics import Numerics, compare_outputs
@@ -256,6 +257,7 @@ def test_a_bundle_and_its_proxy(precision: str, videos: Path, tiny_spec: ClipSpe
     assert any(note.startswith("proxy: onnxruntime ") for note in report.notes)
     assert any("held against NVIDIA's rules for TensorRT 10.3 (JetPack 6.2)" in note for note in report.notes)
     assert {file.name for file in bundle.path.iterdir()} >= {"model.onnx", "model.conformance.json", "build_engine.py"}
+    assert diff(bundle, bundle).ran_on == ("onnxruntime, proxy for tensorrt",) * 2
     here = edgeact.validate(bundle, threads=1, rounds=1)
     assert here.held, here.failures
     assert here.placement.kind == "proxy"  # type: ignore[union-attr]
