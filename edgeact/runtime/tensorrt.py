@@ -278,5 +278,6 @@ def _tensorrt() -> Any:
     try:
         import tensorrt
     except ImportError as exc:
-        raise MissingDependencyError("tensorrt", "tensorrt", "running this bundle on a Jetson") from exc
+        purpose = "running this bundle (a Jetson has it: make the environment with --system-site-packages)"
+        raise MissingDependencyError("tensorrt", "tensorrt", purpose) from exc
     return tensorrt
