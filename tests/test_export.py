@@ -59,7 +59,10 @@ def every_case() -> list[Any]:
         for precision in get_target(target).precisions:
             for name in list_models():
                 lowered = get_target(target).forms[0] != "volumetric"  # minutes to convert
-                quick = not lowered and name in (SHALLOW if precision == "fp32" else {"ir_csn_26"})
+                compiled = needs_engine(
+                    get_target(target).runtime
+                )  # and to compile: test_gpu does, for a small network
+                quick = not lowered and not compiled and name in (SHALLOW if precision == "fp32" else {"ir_csn_26"})
                 marks = [] if quick else [pytest.mark.slow]
                 cases.append(pytest.param(target, precision, name, marks=marks))
     return cases
@@ -325,7 +328,7 @@ def test_a_manifest_never_names_a_module(bundle: edgeact.Bundle) -> None:
 
 
 def test_a_damaged_model_is_an_error_and_not_a_crash(bundle: edgeact.Bundle, tmp_path: Path) -> None:
-    from edgeact.runtime import load_runner
+    from edgeact.runtime import load_runner, needs_engine
 
     (tmp_path / "model.xml").write_text("<net/>")
     with pytest.raises(ToolchainError, match="OpenVINO cannot load"):
