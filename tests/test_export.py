@@ -328,7 +328,7 @@ def test_a_manifest_never_names_a_module(bundle: edgeact.Bundle) -> None:
 
 
 def test_a_damaged_model_is_an_error_and_not_a_crash(bundle: edgeact.Bundle, tmp_path: Path) -> None:
-    from edgeact.runtime import load_runner, needs_engine
+    from edgeact.runtime import load_runner
 
     (tmp_path / "model.xml").write_text("<net/>")
     with pytest.raises(ToolchainError, match="OpenVINO cannot load"):
