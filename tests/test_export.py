@@ -22,6 +22,7 @@ from edgeact.models import list_models, options_for_spec
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Placement
 from edgeact.results import write_results
+from edgeact.runtime import needs_engine
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import check_form, check_precision, get_target, list_targets
 from edgeact.validate import judge_results
@@ -59,9 +60,7 @@ def every_case() -> list[Any]:
         for precision in get_target(target).precisions:
             for name in list_models():
                 lowered = get_target(target).forms[0] != "volumetric"  # minutes to convert
-                compiled = needs_engine(
-                    get_target(target).runtime
-                )  # and to compile: test_gpu does, for a small network
+                compiled = needs_engine(get_target(target).runtime)  # test_gpu compiles a small network
                 quick = not lowered and not compiled and name in (SHALLOW if precision == "fp32" else {"ir_csn_26"})
                 marks = [] if quick else [pytest.mark.slow]
                 cases.append(pytest.param(target, precision, name, marks=marks))
