@@ -21,6 +21,16 @@ __all__ = ["OLDEST_OPSET", "op_of", "to_onnx"]
 
 OLDEST_OPSET = 17  # TensorRT 8.5's newest (onnx-tensorrt release/8.5-GA, docs/operators.md); torch writes 18 and newer
 _WRITTEN_OPSET = 18
+_ASIDE = "aside"  # a domain that onnx's converter passes over
+# What opset 18 added to ops that were there before, with the values that change nothing.
+_NEW_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "Pad": {},
+    "Reduce": {"noop_with_empty_axes": 0},
+    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "ScatterElements": {},
+    "ScatterND": {},
+    "Split": {},
+}
 _IR_VERSION = 8  # of the file format, as released with opset 17 (onnx, docs/Versioning.md): older readers know no newer
 
 
@@ -54,20 +64,30 @@ def to_onnx(program: "ExportedProgram", precision: str) -> "ModelProto":
 
 
 def _downgraded(model: "ModelProto") -> "ModelProto":
-    """`model` in the oldest opset, or as it is where onnx's converter knows no way back for an op."""
-    from onnx import checker, version_converter
+    """`model` in the oldest opset, or as it is where an op has no older form."""
+    from onnx import checker, helper, version_converter
 
     kept = type(model)()
     kept.CopyFrom(model)
     for node in model.graph.node:
-        if node.op_type.startswith("Reduce"):  # which the converter leaves on ops that know no such attribute yet
-            rest = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
-            del node.attribute[:]
-            node.attribute.extend(rest)
+        new = _NEW_ATTRIBUTES.get("Reduce" if node.op_type.startswith("Reduce") else node.op_type)
+        if new is None:
+            continue
+        rest = [each for each in node.attribute if helper.get_attribute_value(each) != new.get(each.name)]
+        del node.attribute[:]
+        node.attribute.extend(rest)
+        while not node.input[-1]:
+            del node.input[-1]
+        if not node.op_type.startswith("Reduce"):  # of the others onnx's converter knows no older form: it is the same
+            node.domain = _ASIDE
+    model.opset_import.append(helper.make_opsetid(_ASIDE, 1))
     try:
         older = version_converter.convert_version(model, OLDEST_OPSET)
         older.ir_version = _IR_VERSION
-        checker.check_model(older)
+        for node in older.graph.node:
+            node.domain = "" if node.domain == _ASIDE else node.domain
+        del older.opset_import[1:]
+        checker.check_model(older)  # which refuses what is new in it after all
     except (RuntimeError, checker.ValidationError):  # the converter's own class is a RuntimeError
         return kept
     return older

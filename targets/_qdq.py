@@ -1,11 +1,14 @@
-"""Q/DQ where TensorRT fuses: between a convolution and the add behind it nothing is rounded.
+"""Q/DQ where TensorRT wants it: nothing is rounded between what it makes one kernel.
 
     dq ─ conv ─ q ─ dq ─┐                     dq ─ conv ─┐
     dq ─────────────────┴ add ─ relu ─ q      dq ────────┴ add ─ relu ─ q     one int8 kernel
+    dq ─ conv ─ q ─ dq ─ relu ─ q             dq ─ conv ─ relu ─ q            one int8 kernel
+    dq ─ gemm ─ q ─ dq ─ logits               dq ─ gemm ─ logits
 
 Of a residual block's two branches the convolution gives float to the add, and the other one int8 (NVIDIA, "Working with
-Quantized Types", Q/DQ placement recommendations: "quantize the residual input in skip connections"). A grouped
-convolution keeps its rounding: int8 depthwise kernels exist with nothing or a ReLU behind them (NVIDIA/TensorRT#3385).
+Quantized Types", Q/DQ placement recommendations: "quantize the residual input in skip connections"). In front of an add
+a grouped convolution keeps its rounding: int8 depthwise kernels exist with nothing or a ReLU behind them
+(NVIDIA/TensorRT#3385).
 """
 
 from collections import Counter
@@ -14,38 +17,62 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["float_weights", "fuse_adds", "groups_of"]
+__all__ = ["float_weights", "fuse", "groups_of"]
 
 
-def fuse_adds(model: "ModelProto") -> None:
-    """Remove the rounding between each add and the last dense convolution that it alone reads; in place."""
-    nodes = list(model.graph.node)
-    order = {node.output[0]: i for i, node in enumerate(nodes)}
-    uses = Counter(name for node in nodes for name in node.input)
-    dropped = set()
-    for add in nodes:
-        if add.op_type != "Add":
-            continue
-        rounded = [found for name in add.input if (found := _rounded(name, nodes, order, uses))]
-        if rounded:
-            conv, quantize, dequantize = max(rounded, key=lambda found: order[found[0].output[0]])
-            add.input[list(add.input).index(dequantize.output[0])] = conv.output[0]
-            dropped |= {order[node.output[0]] for node in (quantize, dequantize)}
-    _keep(model, [node for i, node in enumerate(nodes) if i not in dropped])
+def fuse(model: "ModelProto") -> None:
+    """Remove the rounding within what TensorRT fuses, and that of the logits; in place."""
+    graph = _Graph(model)
+    for node in graph.nodes:
+        if node.op_type == "Add":
+            rounded = [found for name in node.input if (found := graph.rounded(name)) and _is_dense(found[0])]
+            if rounded:  # the one that is computed last
+                graph.join(node, max(rounded, key=lambda found: graph.order[found[0].output[0]]))
+        elif node.op_type in ("Relu", "Clip"):
+            found = graph.rounded(node.input[0])
+            if found and found[0].op_type in ("Conv", "Add"):
+                graph.join(node, found)
+    logits = model.graph.output[0].name
+    if found := graph.rounded(logits, readers=0):
+        last, quantize, dequantize = found
+        last.output[0] = logits
+        graph.dropped |= {id(quantize), id(dequantize)}
+    _keep(model, [node for node in graph.nodes if id(node) not in graph.dropped])
 
 
-def _rounded(
-    name: str, nodes: list["NodeProto"], order: dict[str, int], uses: Counter[str]
-) -> "tuple[NodeProto, NodeProto, NodeProto] | None":
-    """The dense convolution, the quantize and the dequantize node that end in `name`, where nothing else reads them."""
-    chain = []
-    for op in ("DequantizeLinear", "QuantizeLinear", "Conv"):
-        if name not in order or uses[name] != 1 or nodes[order[name]].op_type != op:
-            return None
-        chain.append(nodes[order[name]])
-        name = chain[-1].input[0]
-    dequantize, quantize, conv = chain
-    return (conv, quantize, dequantize) if groups_of(conv) == 1 else None
+def _is_dense(node: "NodeProto") -> bool:
+    return node.op_type == "Conv" and groups_of(node) == 1
+
+
+class _Graph:
+    """Nodes by what they compute and who reads it, while roundings are dropped."""
+
+    def __init__(self, model: "ModelProto") -> None:
+        self.nodes = list(model.graph.node)
+        self.order = {node.output[0]: i for i, node in enumerate(self.nodes)}
+        self.uses = Counter(name for node in self.nodes for name in node.input)
+        self.dropped: set[int] = set()
+
+    def rounded(self, name: str, readers: int = 1) -> "tuple[NodeProto, NodeProto, NodeProto] | None":
+        """The node whose rounded value `name` is, its quantize and dequantize nodes, where nothing else reads them."""
+        chain = []
+        for op in ("DequantizeLinear", "QuantizeLinear", None):
+            if name not in self.order or self.uses[name] != readers:
+                return None
+            chain.append(self.nodes[self.order[name]])
+            if op is None:
+                break
+            if chain[-1].op_type != op:
+                return None
+            name, readers = chain[-1].input[0], 1
+        dequantize, quantize, source = chain
+        return source, quantize, dequantize
+
+    def join(self, node: "NodeProto", found: "tuple[NodeProto, NodeProto, NodeProto]") -> None:
+        """Let `node` read the value as it was computed."""
+        source, quantize, dequantize = found
+        node.input[list(node.input).index(dequantize.output[0])] = source.output[0]
+        self.dropped |= {id(quantize), id(dequantize)}
 
 
 def float_weights(model: "ModelProto") -> None:

@@ -72,11 +72,12 @@ class Target(Protocol):
         """
 
     def refusals(
-        self, graph: "fx.GraphModule", options: Mapping[str, str]
+        self, graph: "fx.GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[fx.Node, Refusal], tuple[str, ...]]":
         """The ops of an ATen graph, volumetric or 2-D, that the fast kernels do not take: a forecast, nothing compiled.
 
-        Ops that only move or retype data are never among them. And remarks on what it rests on.
+        Ops that only move or retype data are never among them. And remarks on what it rests on. The graph is of the
+        float network whatever the `precision`.
 
         Raises:
             MissingDependencyError: The forecast asks the toolchain, which is not installed.

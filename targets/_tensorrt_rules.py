@@ -17,7 +17,7 @@ from edgeact.targets._qdq import groups_of
 from edgeact.targets._target import Refusal
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
 __all__ = ["COMPUTE", "RELEASES", "Graph", "Release", "compute_ops", "refused_nodes"]
 
@@ -66,8 +66,8 @@ COMPUTE = frozenset(_COMPUTING.split())
 class Graph:
     """A model's graph with what the rules ask of it."""
 
-    def __init__(self, model: "ModelProto") -> None:
-        from onnx import shape_inference
+    def __init__(self, model: "ModelProto", *, int8: bool = False) -> None:
+        from onnx import TensorProto, shape_inference
 
         graph = shape_inference.infer_shapes(model).graph
         self.nodes = list(graph.node)
@@ -83,6 +83,8 @@ class Graph:
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
+        self.uint8 = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
+        self._asked_int8 = int8
         self.int8 = any(node.op_type == "QuantizeLinear" for node in self.nodes)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -102,26 +104,32 @@ class Graph:
             maker is not None and maker.op_type == "QuantizeLinear" and maker.input[0] in self.constants
         )
 
+    def is_int8(self, layer: "NodeProto") -> bool:
+        """Whether a convolution or linear layer has an int8 weight, or will have."""
+        return self._asked_int8 or self.is_dequantized(layer.input[1])
+
     def is_dequantized(self, name: str) -> bool:
         """Whether a value comes out of a DequantizeLinear."""
         return name in self.producer and self.producer[name].op_type == "DequantizeLinear"
 
 
-def refused_nodes(model: "ModelProto", release: Release, accelerator: str) -> dict[str, Refusal]:
+def refused_nodes(model: "ModelProto", release: Release, accelerator: str, *, int8: bool = False) -> dict[str, Refusal]:
     """The nodes, by name, that `accelerator` of a Jetson with `release` would not run as they are.
 
     Args:
         model: Static shapes, node names that differ.
         release: One of `RELEASES`.
         accelerator: `gpu`, or `dla`.
+        int8: Whether a float model is asked about as what int8 will make of it.
     """
-    graph = Graph(model)
+    graph = Graph(model, int8=int8)
     found: dict[str, Refusal] = {}
     for node in graph.nodes:
         for rule, runs, source in _RULES:
             if reason := rule(node, graph, release):
                 found.setdefault(node.name, Refusal(f"{node.op_type}: {reason} ({source})", runs=runs))
-        if accelerator == "dla" and node.op_type in COMPUTE and (reason := dla_reason(node, graph.shape)):
+        on_dla = accelerator == "dla" and node.op_type in COMPUTE | {"Concat", "Slice"}
+        if on_dla and (reason := dla_reason(node, graph.shape, graph.array)):
             found.setdefault(node.name, Refusal(f"{node.op_type}: {reason}", runs=True))
     return found
 
@@ -144,6 +152,12 @@ def _unknown(node: "NodeProto", graph: Graph, release: Release) -> str | None:
 def _pools_features(node: "NodeProto", graph: Graph, release: Release) -> str | None:
     rank = len(graph.shape(node.input[0])) if node.op_type in ("MaxPool", "AveragePool") else 4
     return None if rank in (0, 4, 5) else f"its input has {rank} dimensions, and pools are 2D or 3D"
+
+
+def _pixels(node: "NodeProto", graph: Graph, release: Release) -> str | None:
+    if node.op_type == "Cast" or not graph.uint8.intersection(node.input):
+        return None
+    return "a uint8 input is cast to float before anything else"
 
 
 def _zero_point(node: "NodeProto", graph: Graph, release: Release) -> str | None:
@@ -192,7 +206,7 @@ def _grouped_3d(node: "NodeProto", graph: Graph, release: Release) -> str | None
 
 
 def _int8_groups(node: "NodeProto", graph: Graph, release: Release) -> str | None:
-    if node.op_type != "Conv" or not graph.is_dequantized(node.input[1]) or groups_of(node) == 1:
+    if node.op_type != "Conv" or not graph.is_int8(node) or groups_of(node) == 1:
         return None
     shape, groups = graph.shape(node.input[1]), groups_of(node)
     sizes = (shape[1], shape[0] // groups)
@@ -214,6 +228,7 @@ def _depthwise_tail(node: "NodeProto", graph: Graph, release: Release) -> str | 
 _RULES: tuple[tuple[_Rule, bool, str], ...] = (
     (_unknown, False, _OPERATORS),
     (_pools_features, False, _OPERATORS),
+    (_pixels, False, "TensorRT API, DataType::kUINT8"),
     (_zero_point, False, _OPERATORS),
     (_scale, False, "NVIDIA, TensorRT Developer Guide, Explicit Quantization"),
     (_int8_constant, False, "TensorRT 8 Developer Guide, Explicit Quantization, Quantized Weights"),

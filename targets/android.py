@@ -64,7 +64,7 @@ class Android:
         return ()
 
     def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str]
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the backend's partitioner leaves out; see `Target.refusals`."""
         from edgeact.targets import _vulkan, _xnnpack

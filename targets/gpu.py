@@ -55,7 +55,7 @@ class GPU:
         return ()
 
     def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str]
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """None: PyTorch has a GPU kernel for every op."""
         return {}, ()

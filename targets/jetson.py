@@ -54,16 +54,19 @@ class Jetson:
         import onnx
 
         from edgeact.runtime import _build_engine
+        from edgeact.targets._dla import for_dla
         from edgeact.targets._onnx import to_onnx
-        from edgeact.targets._qdq import float_weights, fuse_adds
+        from edgeact.targets._qdq import float_weights, fuse
         from edgeact.targets._tensorrt_rtx import parser_name, refused
         from edgeact.targets._tensorrt_rules import RELEASES
 
         model = to_onnx(program, precision)
         if precision == "int8":
-            fuse_adds(model)
+            fuse(model)
             if RELEASES[options["jetpack"]].tensorrt.startswith("8."):
                 float_weights(model)
+        if options["accelerator"] == "dla":
+            for_dla(model)
         told = _conformance(model, options) | {"precision": precision, "parsed_by": parser_name()}
         onnx.save(model, folder / "model.onnx")
         if (stopped := refused(folder / "model.onnx")) is not None:
@@ -73,7 +76,7 @@ class Jetson:
         return (f"ONNX of opset {told['opset']}, {told['nodes']} nodes, held against {_authority(options)}",)
 
     def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str]
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the rules say of the graph's own ONNX; see `Target.refusals`."""
         import onnx
@@ -88,7 +91,11 @@ class Jetson:
         with torch.no_grad():
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
         model = to_onnx(program, "fp32")
-        by_name = refused_nodes(model, RELEASES[options["jetpack"]], options["accelerator"])
+        if options["accelerator"] == "dla":
+            for_dla(model)
+        _check_opset(model, options)
+        release, int8 = RELEASES[options["jetpack"]], precision == "int8"
+        by_name = refused_nodes(model, release, options["accelerator"], int8=int8)
         with tempfile.TemporaryDirectory(prefix="edgeact-jetson-") as folder:
             onnx.save(model, Path(folder) / "model.onnx")
             if (stopped := refused(Path(folder) / "model.onnx")) is not None:

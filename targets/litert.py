@@ -54,7 +54,7 @@ class LiteRT:
         return ()
 
     def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str]
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the XNNPACK delegate leaves out; see `Target.refusals`."""
         from edgeact.targets import _xnnpack

@@ -62,7 +62,7 @@ class OpenVINO:
         return ()
 
     def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str]
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What OpenVINO's own converter cannot translate, as it says when asked; see `Target.refusals`."""
         import torch

@@ -132,7 +132,7 @@ def test_what_goes_wrong_is_told_in_a_line(wrong: str, bundle: Bundle, trtexec: 
         "trtexec fails": "Could not find any implementation for node stem/conv2d",
         "no trtexec": "is no file: give the path of trtexec",
         "damaged": "is damaged: model.onnx is missing or has changed; copy it again",
-        "another folder": "Directory not empty",
+        "another folder": "holds other files than an engine's: give another --out",
         "no bundle": "is not a bundle",
     }[wrong]
     if wrong == "trtexec fails":
@@ -143,6 +143,7 @@ def test_what_goes_wrong_is_told_in_a_line(wrong: str, bundle: Bundle, trtexec: 
         (place / "model.onnx").write_bytes(b"")
     if wrong == "another folder":
         out.mkdir()
+        (out / "stamp.json").touch()
         (out / "mine").touch()
     if wrong == "no bundle":
         (place / "manifest.json").unlink()
@@ -152,7 +153,27 @@ def test_what_goes_wrong_is_told_in_a_line(wrong: str, bundle: Bundle, trtexec: 
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob(".engine-*"))
-    assert out.exists() == (wrong == "another folder")
+    assert (out / "mine").exists() == (wrong == "another folder")
+
+
+ODD = {
+    "logits that are not finite": ("[float(value) for value in logits.ravel()]", '[float("nan")] * 12'),
+    "the engine gives 44 logits for 4 clips of 12 classes": ("logits.ravel()]", "logits.ravel()][:-1]"),
+    "what trtexec wrote, cannot be read": ('{{"Layers": [layer, layer, wide]}}', "[]"),
+    "cannot be read: StopIteration": ('"name": "logits"', '"name": "other"'),
+}
+
+
+@pytest.mark.parametrize("told", ODD)
+def test_an_odd_trtexec(told: str, bundle: Bundle, trtexec: Path, tmp_path: Path) -> None:
+    text = trtexec.read_text()
+    old, new = (part.replace("{{", "{").replace("}}", "}") for part in ODD[told])
+    assert old in text
+    trtexec.write_text(text.replace(old, new))
+    done = run(bundle.path, "--trtexec", trtexec, "--out", tmp_path / "engine")
+    assert done.returncode == 2, done.stdout
+    assert told in done.stderr
+    assert not (tmp_path / "engine").exists()
 
 
 def test_no_trtexec_at_all(bundle: Bundle, tmp_path: Path) -> None:
@@ -168,6 +189,7 @@ def test_no_trtexec_at_all(bundle: Bundle, tmp_path: Path) -> None:
         ("10.3.0", "fp16", "dla", ["--fp16", "--useDLACore=0", "--allowGPUFallback"]),
         ("8.5.2", "int8", "gpu", ["--int8"]),
         ("8.5.2", "fp32", "gpu", ["--noTF32"]),
+        ("10.3.0", "fp32", "gpu", ["--stronglyTyped", "--noTF32"]),
         ("not told", "fp16", "gpu", ["--fp16"]),
     ],
 )

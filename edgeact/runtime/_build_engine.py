@@ -27,11 +27,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BOUND", "BuildError", "build", "facts", "find_trtexec", "placement", "stamp_of", "trtexec_command"]
+__all__ = ["BOUND", "BuildError", "build", "facts", "find_trtexec", "placement", "trtexec_command"]
 
 BOUND = ("device", "tensorrt", "cuda", "jetpack")  # an engine runs where these are equal (TensorRT Developer Guide)
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 _WARM_UP_MS = 200
+_FILES = {"layers.json", "model.plan", "results.json", "stamp.json", "timing.cache"}  # of an engine
 _COMPUTES = ("conv", "gemm", "matmul", "matrix", "fullyconnected", "deconv")
 
 
@@ -134,7 +135,8 @@ def trtexec_command(
 ) -> list[str]:
     """The command that builds `folder/model.plan`, of the ONNX's own types, and tells its layers."""
     typed = version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) >= 10 and accelerator == "gpu"
-    types = ["--stronglyTyped"] if typed else {"fp16": ["--fp16"], "int8": ["--int8"], "fp32": ["--noTF32"]}[precision]
+    types = ["--stronglyTyped"] if typed else {"fp16": ["--fp16"], "int8": ["--int8"], "fp32": []}[precision]
+    types += ["--noTF32"] if precision == "fp32" else []  # TF32 keeps 10 bits of the mantissa
     return [
         trtexec,
         f"--onnx={onnx}",
@@ -159,14 +161,9 @@ def build(bundle: Path, folder: Path, workspace_mb: int, trtexec: str) -> dict[s
     _run([*command, "--duration=0", "--iterations=1"])
     if not (folder / "model.plan").is_file():
         raise BuildError("trtexec ended well and wrote no engine")
-    stamp = stamp_of(here, bundle / "model.onnx", folder / "model.plan")
+    stamp = {"facts": here, "onnx_sha256": digest(bundle / "model.onnx"), "created": _now()}
     (folder / "stamp.json").write_text(json.dumps(stamp, indent=1) + "\n")
     return stamp
-
-
-def stamp_of(here: dict[str, str], onnx: Path, plan: Path) -> dict[str, Any]:
-    """What the engine `plan` was built from, and where."""
-    return {"facts": here, "onnx_sha256": digest(onnx), "plan_sha256": digest(plan), "created": _now()}
 
 
 def _now() -> str:
@@ -235,13 +232,22 @@ def run_golden(bundle: Path, plan: Path, trtexec: str) -> tuple[list[dict[str, A
     return clips, times
 
 
+def check_replaceable(out: Path) -> None:
+    """Refuse a folder that holds anything but an engine of this script."""
+    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _FILES):
+        raise BuildError(f"{out} holds other files than an engine's: give another --out")
+
+
 def sqnr_db(bundle: Path, clips: list[dict[str, Any]]) -> float:
     """Of the clips' logits against the reference's."""
     (_, classes), content = read_npy(bundle / "golden" / "logits.npy")
     reference = struct.unpack(f"<{len(content) // 4}f", content)
     found = [value for clip in clips for value in clip["logits"]]
-    if len(found) != len(reference) or not all(math.isfinite(value) for value in found):
-        raise BuildError(f"the engine gives {len(found)} finite logits for {len(reference)} of {classes}")
+    if len(found) != len(reference):
+        wanted = f"{len(reference) // classes} clips of {classes} classes"
+        raise BuildError(f"the engine gives {len(found)} logits for {wanted}")
+    if not all(math.isfinite(value) for value in found):
+        raise BuildError("the engine gives logits that are not finite (NaN or infinity)")
     noise = sum((a - b) ** 2 for a, b in zip(reference, found))  # noqa: B905 (strict= came with Python 3.10)
     return 10 * math.log10(sum(a * a for a in reference) / noise) if noise else 150.0
 
@@ -262,7 +268,7 @@ def write_results(
         "runtime": {"name": "tensorrt", "version": stamp["facts"]["tensorrt"], "threads": None, "proxy_for": None},
         "device": {"name": stamp["facts"]["device"], "facts": stamp["facts"]},
         "golden": clips,
-        "latency_ms": times,
+        "latency_ms": times or {"not_measured": "trtexec told no run after its warm-up"},
         "placement": where,
         "notes": ["measured by trtexec (build_engine.py): host to device, compute and back, in a CUDA graph"],
     }
@@ -277,10 +283,13 @@ def main() -> int:
     parser.add_argument("--workspace-mb", type=int, default=1024, help="most memory a kernel may use while it runs")
     parser.add_argument("--trtexec", help="path of trtexec [default: that of the PATH, or JetPack's]")
     given = parser.parse_args()
+    if given.workspace_mb < 1:
+        parser.error("--workspace-mb is at least 1")
     bundle = given.bundle.resolve()
     out = given.out or bundle.with_name(bundle.name + ".engine")
     try:
         manifest, trtexec = read_bundle(bundle), find_trtexec(given.trtexec)
+        check_replaceable(out)
         partial = Path(tempfile.mkdtemp(prefix=".engine-", dir=str(out.resolve().parent)))
         try:
             print("building the engine: minutes ...", file=sys.stderr)
@@ -291,13 +300,19 @@ def main() -> int:
             write_results(partial / "results.json", manifest, stamp, clips, times, where)
             found, wanted = sqnr_db(bundle, clips), float(manifest["gates"]["min_sqnr_db"])
             fallback, most = int(where["fallback_ops"]), int(manifest["gates"]["max_fallback"])
-            if (out / "stamp.json").is_file():
-                shutil.rmtree(str(out))
-            partial.rename(out)  # fails on a folder that holds anything else
+            check_replaceable(out)  # once more: it took minutes
+            shutil.rmtree(str(out), ignore_errors=True)
+            partial.rename(out)
         finally:
             shutil.rmtree(str(partial), ignore_errors=True)
-    except (BuildError, OSError, ValueError, KeyError) as exc:
+    except (BuildError, OSError) as exc:
         print(f"error: {exc}", file=sys.stderr)
+        return 2
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as exc:
+        print(f"error: the bundle's files, or what trtexec wrote, cannot be read: {exc!r}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted: nothing half-written was left behind", file=sys.stderr)
         return 2
     print(f"{out}: golden clips {found:.1f} dB, at least {wanted:g}; {fallback} layers fall back, at most {most}")
     print("edgeact validate {} --results {} judges it".format(bundle, out / "results.json"))
