@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeact._capture import behind_uint8, check_network, fold
 from edgeact.clip import ClipSpec
-from edgeact.targets import check_form, check_options, get_target
+from edgeact.targets import check_form, check_options, check_precision, get_target
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -79,6 +79,7 @@ def forecast(
     spec: ClipSpec,
     form: str | None = None,
     options: Mapping[str, str] | None = None,
+    precision: str | None = None,
 ) -> Forecast:
     """Ask a target about every layer of `model`; nothing is compiled or written.
 
@@ -88,6 +89,7 @@ def forecast(
         spec: How a video becomes a clip: the shapes.
         form: One of the target's forms of time; the first of them by default.
         options: Options of the target.
+        precision: One of the target's precisions; fp32, or the first of them, by default.
 
     Raises:
         InputError: There is no such target, form or option, or no forecast for it, or the network does not map a clip
@@ -97,12 +99,14 @@ def forecast(
     from edgeact.lowering._lower import rewrite
     from edgeact.lowering._prepare import prepare
 
-    form, options = check_form(target, form), check_options(target, options or {})
     asked = get_target(target)
+    precision = precision or ("fp32" if "fp32" in asked.precisions else asked.precisions[0])
+    check_precision(target, precision)
+    form, options = check_form(target, form), check_options(target, options or {}, precision)
     model = model.cpu().float().eval()
     check_network(model, spec)
     graph = prepare(behind_uint8(fold(model, spec), spec))
-    found, notes = asked.refusals(graph, options)
+    found, notes = asked.refusals(graph, options, precision)
     native = {node.name: refusal for node, refusal in found.items()}
     if form == "volumetric":
         refusals: Mapping[str, Refusal] = native
@@ -110,7 +114,7 @@ def forecast(
     else:
         refused = {}
         lowered, _ = rewrite(graph, form, refused=refused)  # type: ignore[arg-type]
-        found, notes = asked.refusals(lowered, options)
+        found, notes = asked.refusals(lowered, options, precision)
         refusals = _by_source(found)
     macs = _macs(graph)
     layers = []

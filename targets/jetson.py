@@ -82,6 +82,7 @@ class Jetson:
         import onnx
         import torch
 
+        from edgeact.targets._dla import for_dla
         from edgeact.targets._onnx import op_of, to_onnx
         from edgeact.targets._target import Refusal
         from edgeact.targets._tensorrt_rtx import parser_name, refused
@@ -122,6 +123,17 @@ def _authority(options: Mapping[str, str]) -> str:
     return f"NVIDIA's rules for TensorRT {release.tensorrt} (JetPack {options['jetpack']}), and {parser}"
 
 
+def _check_opset(model: "ModelProto", options: Mapping[str, str]) -> None:
+    from edgeact.targets._tensorrt_rules import RELEASES
+
+    newest, opset = RELEASES[options["jetpack"]].opset, model.opset_import[0].version
+    if opset > newest:
+        raise InputError(
+            f"this network needs ONNX opset {opset}, and JetPack {options['jetpack']} reads up to {newest}: choose a "
+            "newer --jetpack"
+        )
+
+
 def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, object]:
     """What the rules say of `model`.
 
@@ -130,12 +142,8 @@ def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, o
     """
     from edgeact.targets._tensorrt_rules import RELEASES, compute_ops, refused_nodes
 
-    release, opset = RELEASES[options["jetpack"]], model.opset_import[0].version
-    if opset > release.opset:
-        raise InputError(
-            f"this network needs ONNX opset {opset}, and JetPack {options['jetpack']} reads up to {release.opset}: "
-            "choose a newer --jetpack"
-        )
+    release = RELEASES[options["jetpack"]]
+    _check_opset(model, options)
     refused = refused_nodes(model, release, options["accelerator"])
     cannot = {name: refusal for name, refusal in refused.items() if not refusal.runs}
     if cannot:
@@ -148,7 +156,7 @@ def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, o
         "jetpack": options["jetpack"],
         "tensorrt": release.tensorrt,
         "accelerator": options["accelerator"],
-        "opset": opset,
+        "opset": model.opset_import[0].version,
         "nodes": len(model.graph.node),
         "compute": dict(Counter(op for name, op in compute_ops(model).items() if name not in refused).most_common()),
         "fallback": {name: refusal.reason for name, refusal in refused.items()},

@@ -22,6 +22,7 @@ _STYLES = {"native": "green", "lowered": "green", "falls back": "yellow", "canno
 @click.option("--target", required=True, help="Where it must run: see `edgeact targets`.")
 @click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
+@click.option("--precision", help="fp32, fp16 or int8.  [default: fp32]")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
 @target_options
 @click.option("--data", help="Labelled videos, to count the classes of an untrained model.")
@@ -31,17 +32,19 @@ _STYLES = {"native": "green", "lowered": "green", "falls back": "yellow", "canno
 @click.option("--num-classes", type=click.IntRange(1), help="Of an untrained model.  [default: 400, as Kinetics]")
 @click.option("--json", "as_json", is_flag=True, help="Print every layer as JSON.")
 @spec_options
-def command(target: str, form: str | None, as_json: bool, **given: Any) -> int:
+def command(target: str, precision: str | None, form: str | None, as_json: bool, **given: Any) -> int:
     """Say per layer whether a target takes it natively, after lowering, on a slow kernel, or not at all.
 
     Exits with 1 when a layer cannot run.
     """
     from edgeact.cli._model import find_network
     from edgeact.forecast import forecast
-    from edgeact.targets import check_form, check_options
+    from edgeact.targets import check_form, check_options, check_precision
 
     check_form(target, form)
-    options = check_options(target, take_target_options(given))
+    if precision is not None:
+        check_precision(target, precision)
+    options = check_options(target, take_target_options(given), precision)
     network = find_network(
         name=given.pop("model"),
         checkpoint=given.pop("checkpoint"),
@@ -50,7 +53,7 @@ def command(target: str, form: str | None, as_json: bool, **given: Any) -> int:
         data=given.pop("data"),
         given=given,
     )
-    found = forecast(network.model, target=target, spec=network.spec, form=form, options=options)
+    found = forecast(network.model, target=target, spec=network.spec, form=form, options=options, precision=precision)
     if as_json:
         click.echo(json.dumps(found.to_dict()))
     else:
