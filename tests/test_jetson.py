@@ -379,3 +379,34 @@ def test_an_op_without_an_onnx_form(tiny_spec: ClipSpec, tmp_path: Path) -> None
     program = behind_uint8(fold(Median(), tiny_spec), tiny_spec)
     with pytest.raises(ToolchainError, match="torch cannot write this network as ONNX: "):
         get_target("jetson").compile(program, tmp_path, "fp32", check_options("jetson", {}))
+
+
+class Grouped(nn.Module):
+    """Groups of two channels, for which int8 has no kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv3d(3, 8, 3), nn.Linear(8, 12)
+        self.grouped = nn.Conv3d(8, 8, (1, 3, 3), groups=4)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.grouped(self.conv(clip)).mean((2, 3, 4)))
+        return logits
+
+
+def test_check_asks_in_a_precision(tiny_spec: ClipSpec) -> None:
+    model = Grouped().eval()
+    assert forecast(model, target="jetson", spec=tiny_spec, precision="fp16").runs
+    found = forecast(model, target="jetson", spec=tiny_spec, precision="int8")
+    (layer,) = [layer for layer in found.layers if layer.support == "cannot run"]
+    assert layer.name == "grouped"
+    assert "a multiple of 4, not 2 and 2 (TensorRT API, IConvolutionLayer::setNbGroups)" in layer.reason
+    with pytest.raises(InputError, match="does not export int8 with accelerator dla"):
+        forecast(model, target="jetson", spec=tiny_spec, precision="int8", options={"accelerator": "dla"})
+
+
+def test_an_opset_that_the_jetpack_does_not_read(tiny_spec: ClipSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeact.targets._onnx._downgraded", lambda model: model)
+    with pytest.raises(InputError, match=r"needs ONNX opset 18, and JetPack 5\.1 reads up to 17: choose a newer"):
+        forecast(Grouped(), target="jetson", spec=tiny_spec, options={"jetpack": "5.1"})
