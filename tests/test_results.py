@@ -78,7 +78,7 @@ def test_what_was_not_measured_has_a_reason(bundle: Bundle, tmp_path: Path) -> N
     fields["golden"] = [
         {**clip, "logits": why, "frames": {"error": "no decoder"}} for clip in results_fields(bundle)["golden"]
     ]
-    read = read_results(write_fields(tmp_path / "a.json", fields), bundle)
+    read = read_results(write_fields(tmp_path / "a.json", fields))
     reason = NotMeasured("no time")
     assert (read.evaluation, read.latency_ms, read.placement, read.sustained) == (reason,) * 4
     assert (read.golden[0].logits, read.golden[0].frames) == (reason, FrameDifference(error="no decoder"))
@@ -211,6 +211,14 @@ def test_what_the_schema_refuses(change: Change, message: str, bundle: Bundle, t
             "evaluation covers 9 of the 12 clips of the bundle's evaluation set, and 2 of the others are not "
             "in skipped, first 'still/2.mp4': run every clip",
         ),
+        (
+            lambda f: f.update(skipped=[f"{clip}: cut short" for clip in IDS[:2]]),
+            "evaluation holds 2 clips that skipped lists too, first 'left/0.mp4'",
+        ),
+        (
+            lambda f: f["golden"][1].update(logits={"not_measured": "no time"}),
+            "golden clip 'still/3.mp4' has no logits (no time), as 1 of the 2 golden clips: results are judged by",
+        ),
     ],
 )
 def test_results_of_something_else(change: Change, message: str, bundle: Bundle, tmp_path: Path) -> None:
@@ -233,6 +241,19 @@ def test_skipped_lines_name_clips(bundle: Bundle, tmp_path: Path) -> None:
     for other in ("3.mp4: no video", "more/left/33.mp4: no video", "noleft/3.mp4: no video", "it is left/3.mp4"):
         message = refused(bundle, file, fields | {"skipped": [*lines[:3], other]})
         assert "1 of the others are not in skipped, first 'left/3.mp4'" in message
+
+
+def test_a_line_that_could_mean_two_clips_means_the_one_that_was_not_run(tmp_path: Path) -> None:
+    ids = ("1.mp4", "b/1.mp4", *IDS[:10])
+    bundle = write_bundle(tmp_path, "two", ids=ids)
+    fields = results_fields(bundle)
+    golden, evaluation = fields["golden"], fields["evaluation"]
+    for i in (0, 1):  # the folder of the videos may be called b
+        fields |= {"golden": golden, "evaluation": evaluation[:i] + evaluation[i + 1 :]}
+        read_results(write_fields(tmp_path / "r.json", fields | {"skipped": ["/b/1.mp4: cut short"]}), bundle)
+    fields["evaluation"] = evaluation
+    message = refused(bundle, tmp_path / "r.json", fields | {"skipped": ["/b/1.mp4: cut short"]})
+    assert "evaluation holds 2 clips that skipped lists too, first '1.mp4'" in message
 
 
 def test_results_without_their_bundle(bundle: Bundle, tmp_path: Path) -> None:
