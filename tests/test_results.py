@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
 from importlib import resources
@@ -15,6 +16,7 @@ from results_samples import IDS, LABELS, logits, results_fields, without, write_
 
 from edgeact import _results_file
 from edgeact.bundle import Bundle
+from edgeact.diff import diff
 from edgeact.errors import InputError
 from edgeact.parity import NotMeasured
 from edgeact.results import EvaluationOutputs, FrameDifference, Results, read_results, write_results
@@ -112,6 +114,36 @@ def test_results_that_are_not_there(bundle: Bundle, tmp_path: Path) -> None:
         read_results(tmp_path / "no.json", bundle)
     with pytest.raises(InputError, match="is a folder: give the results"):
         read_results(tmp_path, bundle)
+    with pytest.raises(InputError, match="is not there: give the results"):
+        read_results(tmp_path / "a\0b", bundle)
+
+
+def test_results_that_are_no_regular_file(bundle: Bundle, tmp_path: Path) -> None:
+    pipe, loop, broken, device = (tmp_path / name for name in ("pipe", "loop", "broken", "device"))
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    broken.symlink_to(tmp_path / "absent")
+    device.symlink_to("/dev/zero")
+    for file, what in (
+        (pipe, "a pipe, not a regular file"),
+        (loop, "not a file that can be opened (Too many levels of symbolic links)"),
+        (broken, "a link to nothing"),
+        (device, "a device or a socket, not a regular file"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"results {file} is {what}: give the results.json")):
+            read_results(file, bundle)
+        with pytest.raises(InputError, match=re.escape(what)):
+            diff(bundle, file)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc00\ud83d"])
+def test_text_that_cannot_be_written(text: str, bundle: Bundle, tmp_path: Path) -> None:
+    fields = results_fields(bundle)
+    words = "which is half of a character (a lone surrogate)"
+    for changed in ({"notes": [text]}, {"device": {"name": "d", "facts": {text: "x"}}}, {text: 1}):
+        assert words in refused(bundle, tmp_path / "r.json", fields | changed)
+    fields["notes"] = ["\N{GRINNING FACE}, in JSON two surrogates", "\\ud800 is text"]
+    assert read_results(write_fields(tmp_path / "r.json", fields), bundle).notes == tuple(fields["notes"])
 
 
 def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
@@ -169,6 +201,7 @@ def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
         (lambda f: f["sustained"].update(windows=[]), "at $.sustained.windows: [] should be non-empty"),
         (lambda f: f["sustained"]["windows"][0].pop("p95_ms"), "at $.sustained.windows[0]: 'p95_ms' is a required"),
         (lambda f: f.update(notes=[["x"] * 99] * 99), "is not of type 'string'"),
+        (lambda f: f["device"].update(facts={"\n" + "x" * 9999: 5}), "x']: 5 is not of type 'string'"),
     ],
 )
 def test_what_the_schema_refuses(change: Change, message: str, bundle: Bundle, tmp_path: Path) -> None:
