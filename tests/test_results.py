@@ -20,6 +20,7 @@ from edgeact.diff import diff
 from edgeact.errors import InputError
 from edgeact.parity import NotMeasured
 from edgeact.results import EvaluationOutputs, FrameDifference, Results, read_results, write_results
+from edgeact.sustained import Window
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -167,8 +168,14 @@ def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
         (lambda f: f.update(created="today"), "at $.created: 'today' does not match"),
         (
             lambda f: f.update(created="2026-13-01T00:00:00Z"),
-            "created is '2026-13-01T00:00:00Z': month must be in 1..12",
+            "created is '2026-13-01T00:00:00+00:00': month must be in 1..12",
         ),
+        (lambda f: f.update(created="2026-02-30T00:00:00Z"), "created is '2026-02-30T00:00:00+00:00': day is out of"),
+        (lambda f: f.update(created="2026-02-28T25:00:00Z"), "created is '2026-02-28T25:00:00+00:00': hour must be"),
+        (lambda f: f.update(created="9999-12-31T00:00:00Z"), "its year must be in 1970..2099"),
+        (lambda f: f.update(created="0001-01-01T00:00:00Z"), "its year must be in 1970..2099"),
+        (lambda f: f.update(created="2026-11-22T09:00:00+99:99"), "created is '2026-11-22T09:00:00+99:99': "),
+        (lambda f: f.update(created="2026-11-22T09:00:00+01:60"), "the minutes of its offset must be in 0..59"),
         (
             lambda f: f["runtime"].update(threads=0),
             "at $.runtime.threads: 0 is less than the minimum of 1 (CPU threads",
@@ -190,6 +197,22 @@ def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
         (lambda f: f.update(latency_ms=[]), "at $.latency_ms: [] should be non-empty"),
         (lambda f: f.update(latency_ms=[1, 0]), "at $.latency_ms[1]: 0 is less than or equal to the minimum of 0"),
         (lambda f: f.update(latency_ms=[-1.5]), "at $.latency_ms[0]: -1.5 is less than or equal to the minimum of 0"),
+        (lambda f: f.update(latency_ms=[1e308]), "at $.latency_ms[0]: 1e+308 is greater than the maximum of 86400000"),
+        (lambda f: f.update(peak_memory_mb=1e300), "at $.peak_memory_mb: 1e+300 is greater than the maximum of"),
+        (
+            lambda f: f["placement"].update(accelerated_ops=1e300),
+            "at $.placement.accelerated_ops: 1e+300 is greater than the maximum of 1000000000",
+        ),
+        (lambda f: f["placement"]["kernels"].update(conv=2e9), "at $.placement.kernels.conv: 2000000000.0 is greater"),
+        (lambda f: f["sustained"].update(minutes=1e9), "at $.sustained.minutes: 1000000000.0 is greater than the"),
+        (lambda f: f["sustained"]["windows"][0].update(clips=0), "windows[0].clips: 0 is less than the minimum of 1"),
+        (lambda f: f["sustained"]["windows"][0].update(p99_ms=1e308), "windows[0].p99_ms: 1e+308 is greater than the"),
+        (lambda f: f["sustained"]["windows"][0].update(temperature_c=1e5), "windows[0].temperature_c: 100000.0 is"),
+        (
+            lambda f: f["sustained"]["windows"][0].update(p99_ms=9.4),
+            "window 0 of sustained has the percentiles 9, 9.5, 9.4 ms: p50 <= p95 <= p99",
+        ),
+        (lambda f: f["sustained"]["windows"][0].update(p50_ms=9.6), "the percentiles 9.6, 9.5, 10 ms: p50 <= p95"),
         (lambda f: f.update(peak_memory_mb=-1), "at $.peak_memory_mb: -1 is less than or equal to the minimum of 0"),
         (lambda f: f["placement"].update(kind="sure"), "at $.placement.kind: 'sure' is not one of ['measured', "),
         (lambda f: f["placement"].update(not_measured="x"), "at $.placement: "),
@@ -287,6 +310,28 @@ def test_a_line_that_could_mean_two_clips_means_the_one_that_was_not_run(tmp_pat
     fields["evaluation"] = evaluation
     message = refused(bundle, tmp_path / "r.json", fields | {"skipped": ["/b/1.mp4: cut short"]})
     assert "evaluation holds 2 clips that skipped lists too, first '1.mp4'" in message
+
+
+@pytest.mark.parametrize(
+    ("created", "read"),
+    [
+        ("2026-11-22T09:00:00Z", "2026-11-22T09:00:00+00:00"),
+        ("2026-11-22T09:00:00.1234567+05:30", "2026-11-22T09:00:00.1234567+05:30"),
+        ("1970-01-01T00:00:03-11:00", "1970-01-01T00:00:03-11:00"),
+        ("2026-11-22T09:00:00Z\n", "2026-11-22T09:00:00+00:00"),
+    ],
+)
+def test_dates(created: str, read: str, bundle: Bundle, tmp_path: Path) -> None:
+    fields = results_fields(bundle) | {"created": created}
+    assert read_results(write_fields(tmp_path / "r.json", fields), bundle).created == read
+
+
+def test_the_schema_says_what_a_window_holds() -> None:
+    schema = json.loads(resources.files("edgeact").joinpath("results.schema.json").read_text())
+    window = schema["properties"]["sustained"]["else"]["properties"]["windows"]["items"]["properties"]
+    assert set(window) == {field.name for field in dataclasses.fields(Window)}
+    words = {name: field["description"].split()[0] for name, field in window.items()}
+    assert (words["temperature_c"], words["clock_mhz"], words["power_w"]) == ("Highest", "Mean", "Mean")
 
 
 def test_results_without_their_bundle(bundle: Bundle, tmp_path: Path) -> None:
