@@ -25,6 +25,7 @@ from edgeact.parity import NotMeasured, Placement
 from edgeact.sustained import Sustained, Window
 
 __all__ = [
+    "LEFT_OUT",
     "Device",
     "EvaluationOutputs",
     "FrameDifference",
@@ -37,7 +38,7 @@ __all__ = [
 
 SCHEMA = 1
 _YEARS = range(1970, 2100)  # a board without a battery begins in 1970 at every start
-_LEFT_OUT = NotMeasured("the results leave it out")
+LEFT_OUT = NotMeasured("the results leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +100,12 @@ class Results:
     runtime: UsedRuntime
     device: Device
     golden: tuple[GoldenOutput, ...]
-    evaluation: EvaluationOutputs | NotMeasured = _LEFT_OUT
+    evaluation: EvaluationOutputs | NotMeasured = LEFT_OUT
     skipped: tuple[str, ...] = ()
-    latency_ms: tuple[float, ...] | NotMeasured = _LEFT_OUT
+    latency_ms: tuple[float, ...] | NotMeasured = LEFT_OUT
     peak_memory_mb: float | None = None
-    placement: Placement | NotMeasured = _LEFT_OUT
-    sustained: Sustained | NotMeasured = _LEFT_OUT
+    placement: Placement | NotMeasured = LEFT_OUT
+    sustained: Sustained | NotMeasured = LEFT_OUT
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -270,4 +271,4 @@ def _window(number: int, fields: Mapping[str, Any]) -> Window:
     if percentiles != sorted(percentiles):
         shown = ", ".join(f"{value:g}" for value in percentiles)
         raise InputError(f"window {number} of sustained has the percentiles {shown} ms: p50 <= p95 <= p99")
-    return Window(**fields | {"clips": int(fields["clips"])})
+    return Window(**{**fields, "clips": int(fields["clips"])})

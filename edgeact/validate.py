@@ -19,8 +19,8 @@ from edgeact.evaluate import OnCorrupt
 from edgeact.latency import Latency, summarize
 from edgeact.measure import measure
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
-from edgeact.results import EvaluationOutputs, GoldenOutput, Results, read_results
+from edgeact.parity import NOT_ASKED, Gates, NotMeasured, Placement, Report, judge
+from edgeact.results import LEFT_OUT, EvaluationOutputs, GoldenOutput, Results, read_results
 
 __all__ = ["judge_results", "stored_gates", "validate"]
 
@@ -119,7 +119,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         latency=latency,
         placement=placement,
         gates=gates,
-        notes=(*notes, *_proxy_note(results), *remarks, *results.notes),
+        notes=(*notes, *_proxy_note(results), *remarks, *_sustained_note(results), *results.notes),
         environment=facts if results.device.name in facts.values() else {"device": results.device.name, **facts},
         date=results.created,
         sustained=results.sustained,
@@ -253,3 +253,10 @@ def _proxy_note(results: Results) -> tuple[str, ...]:
         f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency and "
         f"placement are not those of {used.proxy_for}",
     )
+
+
+def _sustained_note(results: Results) -> tuple[str, ...]:
+    """Why a sustained run that was asked for is not there: its table is missing without a word."""
+    if not isinstance(results.sustained, NotMeasured) or results.sustained in (NOT_ASKED, LEFT_OUT):
+        return ()
+    return (f"sustained run: not measured: {results.sustained.not_measured}",)

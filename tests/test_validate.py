@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from results_samples import IDS, logits, results_fields, without, write_bundle, write_fields
 
 from edgeact.accuracy import Accuracy
@@ -16,6 +18,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import NotMeasured, Placement, Report
 from edgeact.results import read_results
+from edgeact.runtime import CheckedRunner
 from edgeact.sustained import Sustained
 from edgeact.validate import judge_results, stored_gates, validate
 
@@ -86,6 +89,55 @@ def test_a_proxy_stays_a_proxy(bundle: Bundle, fields: dict[str, Any]) -> None:
         "onnxruntime 1.31.1 ran in place of tensorrt: its logits are a proxy, and its latency and placement are not "
         "those of tensorrt"
     ) in report.notes
+
+
+def test_a_sustained_run_that_was_asked_for_and_not_made_is_told(bundle: Bundle, fields: dict[str, Any]) -> None:
+    why = "the device alone tells: onnxruntime is a proxy for tensorrt"
+    notes = judged(bundle, fields | {"sustained": {"not_measured": why}}).notes
+    assert [note for note in notes if "sustained" in note] == [f"sustained run: not measured: {why}"]
+    for silent in ({"sustained": {"not_measured": "give --minutes"}}, {}):
+        notes = judged(bundle, without(fields, "sustained") | silent).notes
+        assert not [note for note in notes if "sustained" in note]
+
+
+class StandIn:
+    """A runner of the right logits, or, with `missing`, of an artifact that cannot run on this machine."""
+
+    device, threads, version = "CPU", 1, "1"
+
+    def __init__(self, missing: str | None) -> None:
+        self.missing = missing
+
+    def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert self.missing is None
+        return logits()[:1]
+
+    def layers(self, clip: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        return []
+
+    def placement(self) -> NotMeasured:
+        return NotMeasured("a stand-in")
+
+
+@pytest.mark.parametrize(
+    ("missing", "runtime", "why"),
+    [
+        ("it runs on the phone alone", "openvino", "it runs on the phone alone"),
+        (None, "onnxruntime", "the device alone tells: onnxruntime is a proxy for openvino"),
+    ],
+)
+def test_minutes_that_cannot_be_measured_here_are_told(
+    missing: str | None, runtime: str, why: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = CheckedRunner(bundle, StandIn(missing), runtime)
+    monkeypatch.setattr(sys.modules["edgeact.measure"], "load", lambda bundle, threads: runner)
+    report = validate(bundle, minutes=1)
+    assert report.sustained == NotMeasured(why)
+    assert f"sustained run: not measured: {why}" in report.notes
+    assert isinstance(report.numerics, NotMeasured) is (missing is not None)
+    report = validate(bundle)
+    assert report.sustained == NotMeasured("give --minutes")
+    assert not [note for note in report.notes if "sustained" in note]
 
 
 def test_what_a_device_left_out(bundle: Bundle, fields: dict[str, Any]) -> None:
