@@ -12,6 +12,8 @@ _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.+@$-]*")  # no leading "-": ssh wo
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")  # a name of ~/.ssh/config, a DNS name or an IP address
 _URL = re.compile(r"ssh://(?:(?P<user>[^/]*)@)?(?:\[(?P<ipv6>[^/\]]*)\]|(?P<host>[^/:]*))(?::(?P<port>[^/]*))?/?")
 
+_SECRET = re.compile(r"^([^:/]*://[^:]*:|[^:]*:).*@", re.DOTALL)  # a password may hold any of : / @ and a newline
+
 
 @dataclass(frozen=True)
 class Address:
@@ -48,9 +50,10 @@ class Address:
         return cls(host, user, int(port) if port is not None else None)
 
     def __str__(self) -> str:
-        return (f"{self.user}@" if self.user else "") + self.host + (f":{self.port}" if self.port else "")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (f"{self.user}@" if self.user else "") + host + (f":{self.port}" if self.port else "")
 
 
 def _without_secret(url: str) -> str:
-    """`url` with what may be a password hidden."""
-    return re.sub(r"(:)[^:/@]*(@)", r"\1***\2", url)
+    """`url` with what may be a password hidden: all from the colon after the user to the last `@`."""
+    return _SECRET.sub(r"\1***@", url)

@@ -69,7 +69,7 @@ def open_source(source: Source | str | os.PathLike[str]) -> tuple[str, Source]:
     if isinstance(source, Results):
         return f"{source.bundle_name} on {source.device.name}", source
     path = Path(source)
-    if not path.exists():
+    if not os.path.lexists(path):  # a broken link is told when it is read
         raise InputError(f"{path} does not exist: give the folder of a bundle, or the results.json of a device")
     return str(path), open_bundle(path) if path.is_dir() else read_results(path)
 

@@ -26,7 +26,8 @@ from edgeact.bundle import Bundle, open_bundle
 from edgeact.errors import BundleError, DeviceError, EdgeactError, InputError, ToolchainError, VideoError
 from edgeact.evaluate import OnCorrupt
 from edgeact.measure import check_lengths, evaluation_clips
-from edgeact.results import Results, read_results
+from edgeact.parity import NOT_ASKED, NotMeasured
+from edgeact.results import LEFT_OUT, Results, read_results
 from edgeact.runtime import modules_of
 
 __all__ = ["measure_on"]
@@ -58,7 +59,8 @@ def measure_on(
         threads: CPU threads there; 0 takes every core.
         rounds: Timed runs.
         minutes: Then run back to back for that long, with the device's sensors; None does not.
-        on_corrupt: A video that cannot be used is an error, or is skipped and listed.
+        on_corrupt: A video that cannot be used is an error, or is skipped and listed; what a device skips beyond a
+            hundredth of the evaluation set falls short when it is judged.
         python: The Python there that has the bundle's runtime.
         ssh_config: Read in place of ~/.ssh/config.
         keep: Leave there what was copied; the next run copies only what changed.
@@ -83,6 +85,10 @@ def measure_on(
             deliver(connection, items, free=free, extra=decoded_bytes, progress=progress)
             _run(connection, request, progress)
             results = _fetch(connection, opened)
+    if minutes is not None and results.sustained in (NOT_ASKED, LEFT_OUT):
+        results = replace(
+            results, sustained=NotMeasured(f"{address} sent none, and {minutes:g} minutes were asked for")
+        )
     return replace(results, notes=(f"measured on {address}: {facts}", *results.notes, *notes))
 
 

@@ -18,7 +18,7 @@ from edgeact.environment import busy_note, describe_environment, device_name, to
 from edgeact.errors import InputError, VideoError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run_model
 from edgeact.latency import measure_interleaved
-from edgeact.parity import NotMeasured
+from edgeact.parity import NOT_ASKED, NotMeasured
 from edgeact.results import Device, EvaluationOutputs, FrameDifference, GoldenOutput, Results, UsedRuntime
 from edgeact.runtime import CheckedRunner, load
 from edgeact.runtime._memory import peak_memory_mb
@@ -186,8 +186,10 @@ def _latency(
 def _sustained(
     runner: CheckedRunner, clip: GoldenClip, minutes: float | None, sensors: Sensors, progress: bool
 ) -> Sustained | NotMeasured:
-    if minutes is None or runner.runner.missing:
-        return NotMeasured(runner.runner.missing or "give --minutes")
+    if minutes is None:
+        return NOT_ASKED
+    if runner.runner.missing:
+        return NotMeasured(runner.runner.missing)
     if runner.proxy_for:
         return NotMeasured(f"the device alone tells: {runner.runtime} is a proxy for {runner.proxy_for}")
     frames = np.ascontiguousarray(clip.frames[None])

@@ -6,7 +6,7 @@ No torch: the same code judges an export and a device.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgeact.accuracy import Accuracy, Flip
@@ -15,7 +15,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics, Rung
 from edgeact.sustained import Sustained, Window
 
-__all__ = ["IN_FLOAT", "Gates", "NotMeasured", "Placement", "Report", "judge"]
+__all__ = ["IN_FLOAT", "NOT_ASKED", "Gates", "NotMeasured", "Placement", "Report", "judge"]
 
 IN_FLOAT = ", in float)"  # ends the `Placement.fallback` of a layer of an int8 model that runs in float
 
@@ -25,6 +25,9 @@ class NotMeasured:
     """A number that could not be had, and why: never a guess."""
 
     not_measured: str
+
+
+NOT_ASKED = NotMeasured("give --minutes")  # of a sustained run that nobody asked for: no remark says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ class Report:
     notes: tuple[str, ...]
     environment: dict[str, str]
     date: str
-    sustained: Sustained | NotMeasured = field(default_factory=lambda: NotMeasured("give --minutes"))
+    sustained: Sustained | NotMeasured = NOT_ASKED
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; keys as pinned by the public contract."""

@@ -25,6 +25,7 @@ from edgeact.parity import NotMeasured, Placement
 from edgeact.sustained import Sustained, Window
 
 __all__ = [
+    "LEFT_OUT",
     "Device",
     "EvaluationOutputs",
     "FrameDifference",
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
-_LEFT_OUT = NotMeasured("the results leave it out")
+_YEARS = range(1970, 2100)  # a board without a battery begins in 1970 at every start
+LEFT_OUT = NotMeasured("the results leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +100,12 @@ class Results:
     runtime: UsedRuntime
     device: Device
     golden: tuple[GoldenOutput, ...]
-    evaluation: EvaluationOutputs | NotMeasured = _LEFT_OUT
+    evaluation: EvaluationOutputs | NotMeasured = LEFT_OUT
     skipped: tuple[str, ...] = ()
-    latency_ms: tuple[float, ...] | NotMeasured = _LEFT_OUT
+    latency_ms: tuple[float, ...] | NotMeasured = LEFT_OUT
     peak_memory_mb: float | None = None
-    placement: Placement | NotMeasured = _LEFT_OUT
-    sustained: Sustained | NotMeasured = _LEFT_OUT
+    placement: Placement | NotMeasured = LEFT_OUT
+    sustained: Sustained | NotMeasured = LEFT_OUT
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,12 +209,17 @@ def _measured(value: Any, rebuild: Any) -> Any:
 
 
 def _date(text: str) -> str:
-    """With an offset for Z, which Python 3.10 does not read."""
+    """With an offset for Z, which Python 3.10 does not read, as it does not read every fraction of a second."""
+    text = text.strip().replace("Z", "+00:00")
     try:
-        datetime.datetime.fromisoformat(text[:19])
+        year = datetime.datetime.fromisoformat(text[:19] + text[-6:]).year
+        if int(text[-2:]) > 59:
+            raise ValueError("the minutes of its offset must be in 0..59")
+        if year not in _YEARS:
+            raise ValueError(f"its year must be in {_YEARS[0]}..{_YEARS[-1]}")
     except ValueError as exc:
         raise InputError(f"created is {text!r}: {exc}") from exc
-    return text.replace("Z", "+00:00")
+    return text
 
 
 def _golden(entry: Mapping[str, Any]) -> GoldenOutput:
@@ -252,8 +259,16 @@ def _placement(fields: Mapping[str, Any]) -> Placement:
 def _sustained(fields: Mapping[str, Any]) -> Sustained:
     return Sustained(
         minutes=fields["minutes"],
-        windows=tuple(Window(**window | {"clips": int(window["clips"])}) for window in fields["windows"]),
+        windows=tuple(_window(i, window) for i, window in enumerate(fields["windows"])),
         energy_j_per_clip=fields.get("energy_j_per_clip"),
         throttled_at_s=fields.get("throttled_at_s"),
         not_measured=fields.get("not_measured", {}),
     )
+
+
+def _window(number: int, fields: Mapping[str, Any]) -> Window:
+    percentiles = [fields[name] for name in ("p50_ms", "p95_ms", "p99_ms")]
+    if percentiles != sorted(percentiles):
+        shown = ", ".join(f"{value:g}" for value in percentiles)
+        raise InputError(f"window {number} of sustained has the percentiles {shown} ms: p50 <= p95 <= p99")
+    return Window(**{**fields, "clips": int(fields["clips"])})

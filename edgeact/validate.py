@@ -19,14 +19,18 @@ from edgeact.evaluate import OnCorrupt
 from edgeact.latency import Latency, summarize
 from edgeact.measure import measure
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
-from edgeact.results import EvaluationOutputs, GoldenOutput, Results, read_results
+from edgeact.parity import NOT_ASKED, Gates, NotMeasured, Placement, Report, judge
+from edgeact.results import LEFT_OUT, EvaluationOutputs, GoldenOutput, Results, read_results
 
 __all__ = ["judge_results", "stored_gates", "validate"]
 
 # Two H.264 decoders agree to the bit; colour conversion may round by a level. More than one level on average is
 # another picture: wrong colour matrix, resize or frames.
 MAX_DECODE_LEVELS = 1.0
+
+# Of the evaluation set, by results that were measured elsewhere; one clip may always be skipped. Here, --skip-corrupt
+# is the user's own choice on the user's own files.
+MAX_SKIPPED = 0.01
 
 
 def validate(
@@ -65,24 +69,34 @@ def validate(
     gates = gates or stored_gates(opened)
     if results is not None and data is not None:
         raise InputError("data is run here, results were measured elsewhere: give one of them")
+    measured_here = results is None
     if results is None:
         how: dict[str, Any] = {"on_corrupt": on_corrupt, "progress": progress}
         results = measure(opened, data=data, threads=threads, rounds=rounds, minutes=minutes, **how)
     elif not isinstance(results, Results):
         results = read_results(results, opened)
-    return judge_results(opened, results, gates)
+    return judge_results(opened, results, gates, measured_here=measured_here)
 
 
-def judge_results(bundle: Bundle, results: Results, gates: Gates) -> Report:
+def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_here: bool = False) -> Report:
     """Judge what was measured of a bundle by what its export stored.
+
+    Args:
+        bundle: What was run.
+        results: What was measured.
+        gates: Limits to hold.
+        measured_here: This very process measured it. Anything else may come from anyone: it must hold the logits of
+            every golden clip, and falls short where it skips more than a hundredth of the evaluation set.
 
     Raises:
         InputError: The results are of another bundle, or not whole.
     """
-    check_results(results, bundle)
+    check_results(results, bundle, measured_here=measured_here)
     failures, notes = _check_decoding(results.golden)
     if bundle.manifest["facts"].get("held") is False:
         failures.append("export: it fell short there, as its report.json says: export it again with the gates to hold")
+    if not measured_here:
+        failures += _too_many_skipped(bundle, results)
     numerics, latency = _numerics(bundle, results), _latency(bundle, results)
     accuracy, remarks = _accuracy(bundle, results, gates)
     placement = _placement(results)
@@ -105,7 +119,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates) -> Report:
         latency=latency,
         placement=placement,
         gates=gates,
-        notes=(*notes, *_proxy_note(results), *remarks, *results.notes),
+        notes=(*notes, *_proxy_note(results), *remarks, *_sustained_note(results), *results.notes),
         environment=facts if results.device.name in facts.values() else {"device": results.device.name, **facts},
         date=results.created,
         sustained=results.sustained,
@@ -181,6 +195,20 @@ def _accuracy(bundle: Bundle, results: Results, gates: Gates) -> tuple[Accuracy 
     return accuracy, notes + _pixel_notes(evaluation, [reference.digests[row] for row in rows])
 
 
+def _too_many_skipped(bundle: Bundle, results: Results) -> list[str]:
+    """A failure where results leave out more clips than a few damaged files: what is left could be the easy ones."""
+    if isinstance(results.evaluation, NotMeasured):
+        return []
+    total = len(bundle.reference().ids)
+    skipped, allowed = total - len(results.evaluation.ids), max(1, int(MAX_SKIPPED * total))
+    if skipped <= allowed:
+        return []
+    return [
+        f"accuracy: {skipped} of the {total} clips of the evaluation set are skipped, more than {allowed} "
+        f"({MAX_SKIPPED:.0%} of it, at least one)"
+    ]
+
+
 def _pixel_notes(evaluation: EvaluationOutputs, stored: Sequence[str]) -> list[str]:
     """How many clips are known to have other pixels than at the export, and of how many nobody said."""
     total = len(stored)
@@ -225,3 +253,10 @@ def _proxy_note(results: Results) -> tuple[str, ...]:
         f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency and "
         f"placement are not those of {used.proxy_for}",
     )
+
+
+def _sustained_note(results: Results) -> tuple[str, ...]:
+    """Why a sustained run that was asked for is not there: its table is missing without a word."""
+    if not isinstance(results.sustained, NotMeasured) or results.sustained in (NOT_ASKED, LEFT_OUT):
+        return ()
+    return (f"sustained run: not measured: {results.sustained.not_measured}",)

@@ -179,7 +179,9 @@ def test_sides_that_cannot_be_compared(bundle: Bundle, tmp_path: Path) -> None:
     refused(bundle, results(bundle, golden=results_fields(bundle)["golden"][:1]), "golden lacks 1 of the 2 clips")
     nothing = without(results_fields(bundle), "evaluation")
     nothing["golden"] = [clip | {"logits": {"not_measured": "x"}} for clip in nothing["golden"]]
-    refused(bundle, write_fields(tmp_path / "r.json", nothing), "r.json holds no logits: nothing was run")
+    file = write_fields(tmp_path / "r.json", nothing)
+    refused(bundle, file, "golden clip 'left/0.mp4' has no logits (x), as 2 of the 2 golden clips")
+    refused(file, file, "r.json holds no logits: nothing was run")
 
 
 def test_results_of_other_classes_or_clips(bundle: Bundle, tmp_path: Path) -> None:

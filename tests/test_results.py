@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
 from importlib import resources
@@ -15,9 +16,11 @@ from results_samples import IDS, LABELS, logits, results_fields, without, write_
 
 from edgeact import _results_file
 from edgeact.bundle import Bundle
+from edgeact.diff import diff
 from edgeact.errors import InputError
 from edgeact.parity import NotMeasured
 from edgeact.results import EvaluationOutputs, FrameDifference, Results, read_results, write_results
+from edgeact.sustained import Window
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -78,7 +81,7 @@ def test_what_was_not_measured_has_a_reason(bundle: Bundle, tmp_path: Path) -> N
     fields["golden"] = [
         {**clip, "logits": why, "frames": {"error": "no decoder"}} for clip in results_fields(bundle)["golden"]
     ]
-    read = read_results(write_fields(tmp_path / "a.json", fields), bundle)
+    read = read_results(write_fields(tmp_path / "a.json", fields))
     reason = NotMeasured("no time")
     assert (read.evaluation, read.latency_ms, read.placement, read.sustained) == (reason,) * 4
     assert (read.golden[0].logits, read.golden[0].frames) == (reason, FrameDifference(error="no decoder"))
@@ -112,6 +115,36 @@ def test_results_that_are_not_there(bundle: Bundle, tmp_path: Path) -> None:
         read_results(tmp_path / "no.json", bundle)
     with pytest.raises(InputError, match="is a folder: give the results"):
         read_results(tmp_path, bundle)
+    with pytest.raises(InputError, match="is not there: give the results"):
+        read_results(tmp_path / "a\0b", bundle)
+
+
+def test_results_that_are_no_regular_file(bundle: Bundle, tmp_path: Path) -> None:
+    pipe, loop, broken, device = (tmp_path / name for name in ("pipe", "loop", "broken", "device"))
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    broken.symlink_to(tmp_path / "absent")
+    device.symlink_to("/dev/zero")
+    for file, what in (
+        (pipe, "a pipe, not a regular file"),
+        (loop, "not a file that can be opened (Too many levels of symbolic links)"),
+        (broken, "a link to nothing"),
+        (device, "a device or a socket, not a regular file"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"results {file} is {what}: give the results.json")):
+            read_results(file, bundle)
+        with pytest.raises(InputError, match=re.escape(what)):
+            diff(bundle, file)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc00\ud83d"])
+def test_text_that_cannot_be_written(text: str, bundle: Bundle, tmp_path: Path) -> None:
+    fields = results_fields(bundle)
+    words = "which is half of a character (a lone surrogate)"
+    for changed in ({"notes": [text]}, {"device": {"name": "d", "facts": {text: "x"}}}, {text: 1}):
+        assert words in refused(bundle, tmp_path / "r.json", fields | changed)
+    fields["notes"] = ["\N{GRINNING FACE}, in JSON two surrogates", "\\ud800 is text"]
+    assert read_results(write_fields(tmp_path / "r.json", fields), bundle).notes == tuple(fields["notes"])
 
 
 def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
@@ -135,8 +168,14 @@ def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
         (lambda f: f.update(created="today"), "at $.created: 'today' does not match"),
         (
             lambda f: f.update(created="2026-13-01T00:00:00Z"),
-            "created is '2026-13-01T00:00:00Z': month must be in 1..12",
+            "created is '2026-13-01T00:00:00+00:00': month must be in 1..12",
         ),
+        (lambda f: f.update(created="2026-02-30T00:00:00Z"), "created is '2026-02-30T00:00:00+00:00': day is out of"),
+        (lambda f: f.update(created="2026-02-28T25:00:00Z"), "created is '2026-02-28T25:00:00+00:00': hour must be"),
+        (lambda f: f.update(created="9999-12-31T00:00:00Z"), "its year must be in 1970..2099"),
+        (lambda f: f.update(created="0001-01-01T00:00:00Z"), "its year must be in 1970..2099"),
+        (lambda f: f.update(created="2026-11-22T09:00:00+99:99"), "created is '2026-11-22T09:00:00+99:99': "),
+        (lambda f: f.update(created="2026-11-22T09:00:00+01:60"), "the minutes of its offset must be in 0..59"),
         (
             lambda f: f["runtime"].update(threads=0),
             "at $.runtime.threads: 0 is less than the minimum of 1 (CPU threads",
@@ -158,6 +197,22 @@ def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
         (lambda f: f.update(latency_ms=[]), "at $.latency_ms: [] should be non-empty"),
         (lambda f: f.update(latency_ms=[1, 0]), "at $.latency_ms[1]: 0 is less than or equal to the minimum of 0"),
         (lambda f: f.update(latency_ms=[-1.5]), "at $.latency_ms[0]: -1.5 is less than or equal to the minimum of 0"),
+        (lambda f: f.update(latency_ms=[1e308]), "at $.latency_ms[0]: 1e+308 is greater than the maximum of 86400000"),
+        (lambda f: f.update(peak_memory_mb=1e300), "at $.peak_memory_mb: 1e+300 is greater than the maximum of"),
+        (
+            lambda f: f["placement"].update(accelerated_ops=1e300),
+            "at $.placement.accelerated_ops: 1e+300 is greater than the maximum of 1000000000",
+        ),
+        (lambda f: f["placement"]["kernels"].update(conv=2e9), "at $.placement.kernels.conv: 2000000000.0 is greater"),
+        (lambda f: f["sustained"].update(minutes=1e9), "at $.sustained.minutes: 1000000000.0 is greater than the"),
+        (lambda f: f["sustained"]["windows"][0].update(clips=0), "windows[0].clips: 0 is less than the minimum of 1"),
+        (lambda f: f["sustained"]["windows"][0].update(p99_ms=1e308), "windows[0].p99_ms: 1e+308 is greater than the"),
+        (lambda f: f["sustained"]["windows"][0].update(temperature_c=1e5), "windows[0].temperature_c: 100000.0 is"),
+        (
+            lambda f: f["sustained"]["windows"][0].update(p99_ms=9.4),
+            "window 0 of sustained has the percentiles 9, 9.5, 9.4 ms: p50 <= p95 <= p99",
+        ),
+        (lambda f: f["sustained"]["windows"][0].update(p50_ms=9.6), "the percentiles 9.6, 9.5, 10 ms: p50 <= p95"),
         (lambda f: f.update(peak_memory_mb=-1), "at $.peak_memory_mb: -1 is less than or equal to the minimum of 0"),
         (lambda f: f["placement"].update(kind="sure"), "at $.placement.kind: 'sure' is not one of ['measured', "),
         (lambda f: f["placement"].update(not_measured="x"), "at $.placement: "),
@@ -169,6 +224,7 @@ def test_a_file_larger_than_any_results(bundle: Bundle, tmp_path: Path) -> None:
         (lambda f: f["sustained"].update(windows=[]), "at $.sustained.windows: [] should be non-empty"),
         (lambda f: f["sustained"]["windows"][0].pop("p95_ms"), "at $.sustained.windows[0]: 'p95_ms' is a required"),
         (lambda f: f.update(notes=[["x"] * 99] * 99), "is not of type 'string'"),
+        (lambda f: f["device"].update(facts={"\n" + "x" * 9999: 5}), "x']: 5 is not of type 'string'"),
     ],
 )
 def test_what_the_schema_refuses(change: Change, message: str, bundle: Bundle, tmp_path: Path) -> None:
@@ -211,6 +267,14 @@ def test_what_the_schema_refuses(change: Change, message: str, bundle: Bundle, t
             "evaluation covers 9 of the 12 clips of the bundle's evaluation set, and 2 of the others are not "
             "in skipped, first 'still/2.mp4': run every clip",
         ),
+        (
+            lambda f: f.update(skipped=[f"{clip}: cut short" for clip in IDS[:2]]),
+            "evaluation holds 2 clips that skipped lists too, first 'left/0.mp4'",
+        ),
+        (
+            lambda f: f["golden"][1].update(logits={"not_measured": "no time"}),
+            "golden clip 'still/3.mp4' has no logits (no time), as 1 of the 2 golden clips: results are judged by",
+        ),
     ],
 )
 def test_results_of_something_else(change: Change, message: str, bundle: Bundle, tmp_path: Path) -> None:
@@ -233,6 +297,41 @@ def test_skipped_lines_name_clips(bundle: Bundle, tmp_path: Path) -> None:
     for other in ("3.mp4: no video", "more/left/33.mp4: no video", "noleft/3.mp4: no video", "it is left/3.mp4"):
         message = refused(bundle, file, fields | {"skipped": [*lines[:3], other]})
         assert "1 of the others are not in skipped, first 'left/3.mp4'" in message
+
+
+def test_a_line_that_could_mean_two_clips_means_the_one_that_was_not_run(tmp_path: Path) -> None:
+    ids = ("1.mp4", "b/1.mp4", *IDS[:10])
+    bundle = write_bundle(tmp_path, "two", ids=ids)
+    fields = results_fields(bundle)
+    golden, evaluation = fields["golden"], fields["evaluation"]
+    for i in (0, 1):  # the folder of the videos may be called b
+        fields |= {"golden": golden, "evaluation": evaluation[:i] + evaluation[i + 1 :]}
+        read_results(write_fields(tmp_path / "r.json", fields | {"skipped": ["/b/1.mp4: cut short"]}), bundle)
+    fields["evaluation"] = evaluation
+    message = refused(bundle, tmp_path / "r.json", fields | {"skipped": ["/b/1.mp4: cut short"]})
+    assert "evaluation holds 2 clips that skipped lists too, first '1.mp4'" in message
+
+
+@pytest.mark.parametrize(
+    ("created", "read"),
+    [
+        ("2026-11-22T09:00:00Z", "2026-11-22T09:00:00+00:00"),
+        ("2026-11-22T09:00:00.1234567+05:30", "2026-11-22T09:00:00.1234567+05:30"),
+        ("1970-01-01T00:00:03-11:00", "1970-01-01T00:00:03-11:00"),
+        ("2026-11-22T09:00:00Z\n", "2026-11-22T09:00:00+00:00"),
+    ],
+)
+def test_dates(created: str, read: str, bundle: Bundle, tmp_path: Path) -> None:
+    fields = results_fields(bundle) | {"created": created}
+    assert read_results(write_fields(tmp_path / "r.json", fields), bundle).created == read
+
+
+def test_the_schema_says_what_a_window_holds() -> None:
+    schema = json.loads(resources.files("edgeact").joinpath("results.schema.json").read_text())
+    window = schema["properties"]["sustained"]["else"]["properties"]["windows"]["items"]["properties"]
+    assert set(window) == {field.name for field in dataclasses.fields(Window)}
+    words = {name: field["description"].split()[0] for name, field in window.items()}
+    assert (words["temperature_c"], words["clock_mhz"], words["power_w"]) == ("Highest", "Mean", "Mean")
 
 
 def test_results_without_their_bundle(bundle: Bundle, tmp_path: Path) -> None:

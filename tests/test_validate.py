@@ -1,10 +1,14 @@
 """What a device measured, judged: every measurement, what it left out, and a proxy that stays one."""
 
 import dataclasses
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from results_samples import IDS, logits, results_fields, without, write_bundle, write_fields
 
 from edgeact.accuracy import Accuracy
@@ -14,6 +18,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import NotMeasured, Placement, Report
 from edgeact.results import read_results
+from edgeact.runtime import CheckedRunner
 from edgeact.sustained import Sustained
 from edgeact.validate import judge_results, stored_gates, validate
 
@@ -86,6 +91,55 @@ def test_a_proxy_stays_a_proxy(bundle: Bundle, fields: dict[str, Any]) -> None:
     ) in report.notes
 
 
+def test_a_sustained_run_that_was_asked_for_and_not_made_is_told(bundle: Bundle, fields: dict[str, Any]) -> None:
+    why = "the device alone tells: onnxruntime is a proxy for tensorrt"
+    notes = judged(bundle, fields | {"sustained": {"not_measured": why}}).notes
+    assert [note for note in notes if "sustained" in note] == [f"sustained run: not measured: {why}"]
+    for silent in ({"sustained": {"not_measured": "give --minutes"}}, {}):
+        notes = judged(bundle, without(fields, "sustained") | silent).notes
+        assert not [note for note in notes if "sustained" in note]
+
+
+class StandIn:
+    """A runner of the right logits, or, with `missing`, of an artifact that cannot run on this machine."""
+
+    device, threads, version = "CPU", 1, "1"
+
+    def __init__(self, missing: str | None) -> None:
+        self.missing = missing
+
+    def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert self.missing is None
+        return logits()[:1]
+
+    def layers(self, clip: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        return []
+
+    def placement(self) -> NotMeasured:
+        return NotMeasured("a stand-in")
+
+
+@pytest.mark.parametrize(
+    ("missing", "runtime", "why"),
+    [
+        ("it runs on the phone alone", "openvino", "it runs on the phone alone"),
+        (None, "onnxruntime", "the device alone tells: onnxruntime is a proxy for openvino"),
+    ],
+)
+def test_minutes_that_cannot_be_measured_here_are_told(
+    missing: str | None, runtime: str, why: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = CheckedRunner(bundle, StandIn(missing), runtime)
+    monkeypatch.setattr(sys.modules["edgeact.measure"], "load", lambda bundle, threads: runner)
+    report = validate(bundle, minutes=1)
+    assert report.sustained == NotMeasured(why)
+    assert f"sustained run: not measured: {why}" in report.notes
+    assert isinstance(report.numerics, NotMeasured) is (missing is not None)
+    report = validate(bundle)
+    assert report.sustained == NotMeasured("give --minutes")
+    assert not [note for note in report.notes if "sustained" in note]
+
+
 def test_what_a_device_left_out(bundle: Bundle, fields: dict[str, Any]) -> None:
     fields = without(fields, "evaluation", "latency_ms", "placement", "sustained", "notes")
     fields["golden"] = [without(clip, "frames") for clip in fields["golden"]]
@@ -97,8 +151,48 @@ def test_what_a_device_left_out(bundle: Bundle, fields: dict[str, Any]) -> None:
     strict = dataclasses.replace(stored_gates(bundle), require_all=True)
     failures = validate(bundle, gates=strict, results=read_results(bundle.path.parent / "results.json")).failures
     assert [failure.partition(":")[0] for failure in failures] == ["accuracy", "latency", "placement"]
-    fields["golden"][1]["logits"] = {"not_measured": "out of memory"}
-    assert judged(bundle, fields).numerics == NotMeasured("out of memory")
+
+
+@pytest.mark.parametrize("left_out", [(0,), (1,), (0, 1)])
+def test_golden_clips_without_logits_are_not_judged(
+    bundle: Bundle, fields: dict[str, Any], left_out: tuple[int, ...], tmp_path: Path
+) -> None:
+    for i in left_out:
+        fields["golden"][i]["logits"] = {"not_measured": "out of memory"}
+    words = f"golden clip {fields['golden'][left_out[0]]['id']!r} has no logits (out of memory), as {len(left_out)} of"
+    with pytest.raises(InputError, match=re.escape(words)):
+        judged(bundle, fields)
+    results = read_results(write_fields(tmp_path / "r.json", fields))  # no bundle is at hand to check it by
+    for of_a_device in (results, tmp_path / "r.json"):
+        with pytest.raises(InputError, match=re.escape(words)):
+            validate(bundle, results=of_a_device)
+    if len(left_out) == 2:  # an artifact that cannot run on this machine, as a Vulkan one
+        report = judge_results(bundle, results, stored_gates(bundle), measured_here=True)
+        assert report.numerics == NotMeasured("out of memory")
+    else:
+        with pytest.raises(InputError, match=re.escape(words)):
+            judge_results(bundle, results, stored_gates(bundle), measured_here=True)
+
+
+def test_results_that_skip_much_fall_short(bundle: Bundle, fields: dict[str, Any]) -> None:
+    fields["evaluation"] = fields["evaluation"][2:]
+    fields["skipped"] = [f"{clip}: cut short" for clip in IDS[:2]]
+    (failure,) = judged(bundle, fields).failures
+    assert failure == (
+        "accuracy: 2 of the 12 clips of the evaluation set are skipped, more than 1 (1% of it, at least one)"
+    )
+    results = read_results(bundle.path.parent / "results.json", bundle)
+    assert judge_results(bundle, results, stored_gates(bundle), measured_here=True).held, "the user's own choice"
+
+
+@pytest.mark.parametrize(("skipped", "held"), [(3, True), (4, False)])
+def test_a_hundredth_may_be_skipped(
+    bundle: Bundle, fields: dict[str, Any], skipped: int, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["edgeact.validate"], "MAX_SKIPPED", 0.25)  # of 12
+    fields["evaluation"] = fields["evaluation"][skipped:]
+    fields["skipped"] = [f"{clip}: cut short" for clip in IDS[:skipped]]
+    assert judged(bundle, fields).held is held
 
 
 def test_notes_on_pixels_and_skipped_clips(bundle: Bundle, fields: dict[str, Any]) -> None:

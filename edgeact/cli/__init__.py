@@ -92,5 +92,7 @@ def _repeat_interrupt(seconds: float) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo("error: " + " ".join(message.split()), err=True)
+    from edgeact._terminal import plain
+
+    click.echo("error: " + plain(" ".join(message.split())), err=True)  # it may quote a file that anyone wrote
     sys.exit(2)

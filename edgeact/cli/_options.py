@@ -164,11 +164,12 @@ def print_report(report: Report, *, as_json: bool, html: Path | None) -> int:
     else:
         from rich.console import Console
 
+        from edgeact._terminal import plain
         from edgeact.report import print_table
 
         console = Console()
         print_table(report, console)
-        console.print(f"bundle  {report.bundle}", soft_wrap=True, highlight=False)
+        console.print(f"bundle  {plain(report.bundle)}", soft_wrap=True, highlight=False, markup=False)
         if html is not None:
-            console.print(f"report  {html}", soft_wrap=True, highlight=False)
+            console.print(f"report  {plain(html)}", soft_wrap=True, highlight=False, markup=False)
     return 0 if report.held else 1

@@ -69,6 +69,8 @@ def _print(found: "Forecast", model: str, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from edgeact._terminal import plain
+
     shown = [layer for layer in found.layers if layer.macs or layer.support in ("falls back", "cannot run")]
     table = Table("layer", "op", "output", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("MMACs", justify="right")
@@ -76,14 +78,16 @@ def _print(found: "Forecast", model: str, console: "Console") -> None:
     for layer in shown:
         shape = "×".join(map(str, layer.shape))
         support = Text(layer.support, _STYLES[layer.support])
-        table.add_row(Text(layer.name), layer.op, shape, f"{layer.macs / 1e6:.1f}" if layer.macs else "", support)
+        table.add_row(
+            Text(plain(layer.name)), layer.op, shape, f"{layer.macs / 1e6:.1f}" if layer.macs else "", support
+        )
     console.print(table)
     for reason, layers in _reasons(found.layers).items():
         ops = ", ".join(f"{op} ({count})" for op, count in Counter(layer.op for layer in layers).most_common())
         said = layers[0].support
-        console.print(Text.assemble((said, _STYLES[said]), f" {ops}: {reason}"), soft_wrap=True)
+        console.print(Text.assemble((said, _STYLES[said]), f" {ops}: {plain(reason)}"), soft_wrap=True)
     for note in found.notes:
-        console.print(Text(f"· {note}", "dim"), soft_wrap=True)
+        console.print(Text(f"· {plain(note)}", "dim"), soft_wrap=True)
     total, fast = found.macs(), found.macs("native", "lowered")
     if found.runs:
         verdict, style = "✓ runs", "bold green"

@@ -18,6 +18,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per window.")
 def command(bundle: str, video: str, hop: int | None, top: int, save: str | None, threads: int, as_json: bool) -> None:
     """Print labels with scores for each window of VIDEO (a file, a URL or a camera)."""
+    from edgeact._terminal import plain
     from edgeact.run import check_save, classify_video, save_labelled
     from edgeact.runtime import load
 
@@ -33,7 +34,7 @@ def command(bundle: str, video: str, hop: int | None, top: int, save: str | None
         if as_json:
             click.echo(json.dumps(prediction.to_dict()))
         else:
-            scores = "  ".join(f"{label} {score:.3f}" for label, score in prediction.scores)
+            scores = "  ".join(f"{plain(label)} {score:.3f}" for label, score in prediction.scores)
             click.echo(f"{prediction.start_s:7.2f} – {prediction.end_s:7.2f} s  {scores}")
     if save is not None:
         save_labelled(Path(save), video, predictions)

@@ -642,6 +642,28 @@ def test_validate_by_the_results_of_a_device(bundle: Path, tmp_path: Path, run: 
         assert f"{option[0]} says how to run the bundle here, --results FILE was measured elsewhere: give one" in error
 
 
+def test_results_cannot_write_to_the_terminal(tmp_path: Path, run: Edgeact, refused: Refused) -> None:
+    bundle, file = write_bundle(tmp_path), tmp_path / "r.json"
+    fields, red = results_fields(bundle), "\x1b[31mX"
+    for hostile in (
+        {"device": {"name": "d", "facts": {red: 5}}},
+        {"bundle": {"name": red, "digest": red}},
+        {red: 1},
+        {"placement": {"not_measured": "x", red: 1}},
+    ):
+        error = refused("validate", bundle.path, "--results", write_fields(file, fields | hostile))
+        assert "\x1b" not in error
+        assert error.strip().isprintable()
+    assert "\x1b" not in refused("validate", tmp_path / red)
+    told = fields | {"notes": [red], "device": {"name": red, "facts": {}}, "skipped": [red]}
+    done = run("validate", bundle.path, "--results", write_fields(file, told))
+    assert "[31mX" in done.out
+    assert "\x1b" not in done.out + done.err
+    folder = tmp_path / "[red]odd"
+    folder.mkdir()
+    assert "[red]odd" in run("validate", write_bundle(folder).path, "--results", write_fields(file, fields)).out
+
+
 def test_diff_of_a_bundle_with_itself(bundle: Path, run: Edgeact) -> None:
     done = run("diff", bundle, bundle)
     assert (done.status, done.err) == (0, "")

@@ -16,7 +16,19 @@ from edgeact.errors import InputError
 )
 def test_addresses(url: str, address: Address) -> None:
     assert Address.parse(url) == address
-    assert str(Address("h", "me", 22)) == "me@h:22"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ssh://me@h:22", "me@h:22"),
+        ("ssh://h", "h"),
+        ("ssh://[::1]:1", "[::1]:1"),
+        ("ssh://me@[fe80::1%eth0]", "me@[fe80::1%eth0]"),
+    ],
+)
+def test_an_address_is_shown_as_it_was_given(url: str, shown: str) -> None:
+    assert str(Address.parse(url)) == shown
 
 
 @pytest.mark.parametrize(
@@ -43,10 +55,24 @@ def test_addresses_that_are_none(url: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ssh://me:secret@nano", "me:secret@nano", "ssh://me:secret@nano/path", "ssh://:secret@nano"]
+    ("url", "shown"),
+    [
+        ("ssh://me:secret@nano", "ssh://me:***@nano"),
+        ("me:secret@nano", "me:***@nano"),
+        ("ssh://me:secret@nano/path", "ssh://me:***@nano/path"),
+        ("ssh://:secret@nano", "ssh://:***@nano"),
+        ("ssh://me:se@cret@nano", "ssh://me:***@nano"),
+        ("ssh://me:s:e@cr@et@nano", "ssh://me:***@nano"),
+        ("ssh://me:se/cret@nano", "ssh://me:***@nano"),
+        ("ssh://me:se://cret@nano", "ssh://me:***@nano"),
+        ("ssh://m@e:se\ncret@nano", "ssh://m@e:***@nano"),
+        ("http://me:se@cret@nano:22", "http://me:***@nano:22"),
+        ("me:se@cret://@nano", "me:***@nano"),
+    ],
 )
-def test_a_password_is_refused_and_not_repeated(url: str) -> None:
+def test_a_password_is_refused_and_not_repeated(url: str, shown: str) -> None:
     with pytest.raises(InputError) as error:
         Address.parse(url)
-    assert "secret" not in str(error.value)
-    assert "holds a password" in str(error.value) or "write ssh://user@host" in str(error.value)
+    message = str(error.value)
+    assert message.startswith(f"--device {shown!r}")
+    assert "holds a password" in message or "write ssh://user@host" in message

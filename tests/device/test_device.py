@@ -253,6 +253,32 @@ def test_what_cannot_be_removed_is_told(server: Server, measure: Measure, monkey
     assert not server.cache.exists()
 
 
+def device_fields(bundle: edgeact.Bundle) -> dict[str, Any]:
+    fields: dict[str, Any] = {"schema": 1, "bundle": {"name": "b", "digest": bundle.manifest["digest"]}}
+    fields |= {"created": "2026-11-22T09:00:00Z", "runtime": {"name": "r", "version": "1"}, "device": {"name": "d"}}
+    return fields | {"golden": [{"id": clip.id, "logits": clip.logits.tolist()} for clip in bundle.golden()]}
+
+
+@pytest.mark.parametrize("sent", [{}, {"sustained": {"not_measured": "give --minutes"}}])
+def test_a_device_that_sends_no_sustained_run(
+    measure: Measure, bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch, sent: dict[str, Any]
+) -> None:
+    with_agent(monkeypatch, WRITE.format(json.dumps(device_fields(bundle) | sent)))
+    notes = edgeact.validate(bundle, results=measure(minutes=0.5)).notes
+    assert "sustained run: not measured: device sent none, and 0.5 minutes were asked for" in notes
+    assert not [note for note in edgeact.validate(bundle, results=measure()).notes if "sustained" in note]
+
+
+def test_a_device_without_golden_logits_is_refused(
+    measure: Measure, bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = device_fields(bundle)
+    fields["golden"] = [clip | {"logits": {"not_measured": "no time"}} for clip in fields["golden"]]
+    with_agent(monkeypatch, WRITE.format(json.dumps(fields)))
+    with pytest.raises(DeviceError, match=r"sent results that are refused: golden clip '.*' has no logits \(no time\)"):
+        measure()
+
+
 def test_hostile_progress_is_not_drawn(
     server: Server, measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
