@@ -110,7 +110,9 @@ def choose(
                 folder.mkdir()
                 candidate.compile(folder)
             call = candidate.load(folder)
-            sqnr_db, _, _ = compare_outputs(expected, call(clip))
+            with _errors("run"):
+                logits = call(clip)
+            sqnr_db, _, _ = compare_outputs(expected, logits)
         except EdgeactError as exc:
             told[name] = {"failed": str(exc)}
             continue
@@ -123,7 +125,9 @@ def choose(
         raise ToolchainError("; ".join(f"{name}: {of['failed']}" for name, of in told.items()))
     timed = {name: (lambda call=call: call(clip)) for name, call in calls.items()}
     several = len(calls) > 1  # else there is nothing to choose, and fp16 takes seconds on a CPU
-    for name, samples in measure_interleaved(timed, rounds=_ROUNDS if several else 1, warmup=several).items():
+    with _errors("run"):
+        measured = measure_interleaved(timed, rounds=_ROUNDS if several else 1, warmup=several)
+    for name, samples in measured.items():
         told[name]["median_ms"] = float(np.median(samples))
     chosen = min(calls, key=lambda name: float(told[name]["median_ms"]))
     for name in offered:
@@ -268,7 +272,7 @@ def _errors(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (BundleError, OSError):
+    except (EdgeactError, OSError):
         raise
     except Exception as exc:
         if "C++ compiler" in str(exc):
