@@ -89,11 +89,18 @@ def _read_conformance(file: Path) -> dict[str, Any]:
         told = json.loads(file.read_text())
         return {
             "accelerator": str(told["accelerator"]),
-            "compute": {str(op): int(count) for op, count in told["compute"].items()},
+            "compute": {str(op): _count(count) for op, count in told["compute"].items()},
             "fallback": {str(node): str(reason) for node, reason in told["fallback"].items()},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleError(f"{file} does not say where each op runs: {exc}") from exc
+
+
+def _count(value: Any) -> int:
+    """How many ops there are: neither a fraction, nor 1e400, which JSON reads as infinity."""
+    if type(value) is not int or not 0 <= value <= _MAX_OPS:
+        raise ValueError(f"{value!r} is no count of ops")
+    return value
 
 
 def _first_line(exc: Exception) -> str:
