@@ -64,7 +64,7 @@ class GPU:
 
         nodes = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
         clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
-        found = {}
+        found: dict[Node, Refusal] = {}
         with _toolchain():
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
             for part, reason in unwritable(program).items():
