@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["GRAPH", "WEIGHTS", "is_float16", "read_program", "write_program"]
+__all__ = ["GRAPH", "WEIGHTS", "is_float16", "read_program", "unwritable", "write_program"]
 
 GRAPH, WEIGHTS = "model.json", "model.safetensors"
 
@@ -46,10 +46,7 @@ def write_program(program: "ExportedProgram", folder: Path) -> None:
     import torch
 
     save = _safetensors("writing this bundle").save_file
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch's own deprecated calls
-        module = program.run_decompositions().module(check_guards=False)
-    assert isinstance(module, torch.fx.GraphModule)
+    module = _decomposed(program)
     index: dict[torch.fx.Node, Any] = {}
     constants: dict[str, torch.Tensor] = {}
     nodes: list[dict[str, Any]] = []
@@ -60,17 +57,28 @@ def write_program(program: "ExportedProgram", folder: Path) -> None:
             index[node] = {"$constant": str(len(constants))}
             constants[str(len(constants))] = _attribute(module, str(node.target)).detach().contiguous().clone()
         elif node.op == "call_function" and not str(node.target).startswith("aten._assert_"):
-            name = _GETITEM if getattr(node.target, "__name__", "") == _GETITEM else str(node.target)
-            if name != _GETITEM and not (name.startswith("aten.") and _find_op(name.removeprefix("aten."))):
-                raise ToolchainError(f"a bundle has no word for the op {name}: it is not one of PyTorch's core ops")
+            word = _word(node, index)
             index[node] = {"$node": len(nodes)}
-            kwargs = {key: _encode(value, index) for key, value in node.kwargs.items()}
-            nodes.append({"op": name.removeprefix("aten."), "args": _encode(node.args, index), "kwargs": kwargs})
+            nodes.append(word)
     (result,) = module.graph.output_node().args
     logits = result[0] if isinstance(result, list | tuple) else result
     told = {"version": _VERSION, "nodes": nodes, "logits": _encode(logits, index)}
     save(constants, folder / WEIGHTS)
     (folder / GRAPH).write_text(json.dumps(told, separators=(",", ":")))
+
+
+def unwritable(program: "ExportedProgram") -> "dict[torch.fx.Node, str]":
+    """What `write_program` would refuse of `program`: nodes of its decomposed graph, and why."""
+    graph = _decomposed(program).graph
+    index = dict.fromkeys(graph.nodes)
+    found = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and not str(node.target).startswith("aten._assert_"):
+            try:
+                _word(node, index)
+            except ToolchainError as exc:
+                found[node] = str(exc)
+    return found
 
 
 def read_program(folder: Path, shape: tuple[int, ...], device: str = "cpu") -> "ExportedProgram":
@@ -153,6 +161,25 @@ def _find_op(name: Any) -> Any:
         return None
     pure = not op._schema.is_mutable and {torch.Tag.core, torch.Tag.pointwise} & set(op.tags)
     return op if pure else None
+
+
+def _decomposed(program: "ExportedProgram") -> "torch.fx.GraphModule":
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch's own deprecated calls
+        module = program.run_decompositions().module(check_guards=False)
+    assert isinstance(module, torch.fx.GraphModule)
+    return module
+
+
+def _word(node: "torch.fx.Node", index: Mapping[Any, Any]) -> dict[str, Any]:
+    """A call of an op in JSON types."""
+    name = _GETITEM if getattr(node.target, "__name__", "") == _GETITEM else str(node.target)
+    if name != _GETITEM and not (name.startswith("aten.") and _find_op(name.removeprefix("aten."))):
+        raise ToolchainError(f"a bundle has no word for the op {name}: it is not one of PyTorch's core ops")
+    kwargs = {key: _encode(value, index) for key, value in node.kwargs.items()}
+    return {"op": name.removeprefix("aten."), "args": _encode(node.args, index), "kwargs": kwargs}
 
 
 def _encode(value: Any, index: Mapping[Any, Any]) -> Any:

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -56,8 +57,12 @@ class FarEnd:
 
     def probe(self, modules: list[str]) -> dict[str, Any]:
         """The machine, its Python, and which of `modules` can be imported."""
-        command = [sys.executable, "-c", _IMPORT, *modules]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", check=False)
+        command = [sys.executable, "-B", "-c", _IMPORT, *modules]
+        with tempfile.TemporaryDirectory(prefix="edgeact-", ignore_cleanup_errors=True) as folder:
+            own = {**os.environ, **_caches(Path(folder)), "TMPDIR": folder}
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", env=own, check=False
+            )
         last = done.stdout.strip().rpartition("\n")[2]
         if done.returncode != 0 or not last:
             reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
@@ -103,7 +108,9 @@ class FarEnd:
         """Run the agent; its lines are passed on. Anything on stdin, its end too, stops it."""
         source = str(self._folder / "source")
         paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-        own = {"PYTHONPATH": os.pathsep.join(paths), "EDGEACT_CACHE": str(self._folder / "cache")}
+        cache = self._folder / "cache"
+        own = {"PYTHONPATH": os.pathsep.join(paths), "EDGEACT_CACHE": str(cache), **_caches(cache)}
+        (cache / "tmp").mkdir(parents=True, exist_ok=True)
         log = self._folder / "agent.log"
         with log.open("wb") as errors:
             agent = subprocess.Popen(
@@ -178,6 +185,21 @@ class FarEnd:
         if pure.is_absolute() or ".." in pure.parts or not pure.parts:
             raise RuntimeError(f"{name!r} is not a path inside the folder")
         return self._folder / pure
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Variables by which what runs keeps its own files in `folder`: it is removed with them.
+
+    ONNX Runtime would also report to Microsoft; see `edgeact/runtime/_onnxruntime.py`.
+    """
+    places = {
+        "TMPDIR": "tmp",
+        "XDG_CACHE_HOME": "xdg",
+        "CUDA_CACHE_PATH": "cuda",
+        "TRITON_CACHE_DIR": "triton",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    }
+    return {"ORT_DISABLE_TELEMETRY": "1", **{name: str(folder / place) for name, place in places.items()}}
 
 
 def _lock(file: Path) -> int:

@@ -1,6 +1,7 @@
-"""Temperature, clock and power of a device, from what Linux shows in /sys. What it does not show is None, with why.
+"""Temperature, clock and power of what computes. What cannot be read is None, with why.
 
-Plain files, read between two clips: no daemon, no root where the system lets users read them.
+CPU, or a Jetson or other SoC: plain files of /sys, read between two clips: no daemon, no root where users may read
+them. A card of its own: `nvidia-smi`; /sys has the processor's temperature and energy, which are not the card's.
 """
 
 import math
@@ -9,6 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from edgeact._nvidia_smi import Card
 
 __all__ = ["Reading", "Sensors", "power_mode"]
 
@@ -32,11 +35,14 @@ class Sensors:
     Args:
         accelerator: Where the network runs: "CPU" takes the fastest core's clock, anything else the GPU's.
         root: Where sysfs is mounted.
+        smi: The program that tells of a card of its own.
 
     `not_measured` says what cannot be read here, and why.
     """
 
-    def __init__(self, accelerator: str = "CPU", *, root: Path = Path("/sys")) -> None:
+    def __init__(
+        self, accelerator: str = "CPU", *, root: Path = Path("/sys"), smi: tuple[str, ...] = ("nvidia-smi",)
+    ) -> None:
         self._root = root
         cores = "devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"
         gpus = [f"class/devfreq/*{name}*/cur_freq" for name in ("gpu", "ga10b", "gv11b", "gp10b")]  # Orin, Xavier, TX2
@@ -44,8 +50,12 @@ class Sensors:
         self._mhz_per_unit = 1e-3 if accelerator == "CPU" else 1e-6  # cpufreq in kHz, devfreq in Hz
         self._zones = self._find("class/thermal/thermal_zone*/temp")
         self._rail = self._total_rail()
-        self._counters = self._find("class/powercap/intel-rapl:[0-9]/energy_uj") if self._rail is None else []
-        self.not_measured = dict(self._absent(accelerator))
+        on_cpu = accelerator == "CPU"
+        self._counters = self._find("class/powercap/intel-rapl:[0-9]/energy_uj") if on_cpu and not self._rail else []
+        self._card = None if on_cpu or self._is_soc() else Card(accelerator, smi)
+        if self._card:
+            self._clocks, self._zones = [], []
+        self.not_measured = dict(self._absent(accelerator) if self._card is None else self._untold(self._card))
         self.reset()
 
     def reset(self) -> None:
@@ -59,10 +69,17 @@ class Sensors:
     def sample(self) -> None:
         """Look at the sensors, unless that was done a moment ago; call it between two runs."""
         if time.monotonic() - self._sampled >= _SAMPLE_S:
-            self._look()
+            if self._card:
+                self._card.ask()
+            else:
+                self._look()
 
     def window(self) -> Reading:
         """What was sampled since `reset()`, with a last look now."""
+        if self._card:
+            reading = Reading(*self._card.answer())
+            self.not_measured |= dict(self._untold(self._card))
+            return reading
         self._look()
         return Reading(
             temperature_c=max(self._temperatures, default=None),
@@ -89,6 +106,11 @@ class Sensors:
             millivolts, milliamperes = map(_number, self._rail)
             if millivolts is not None and milliamperes is not None:
                 self._watts.append(millivolts * milliamperes / 1e6)
+
+    def _is_soc(self) -> bool:
+        """Whether the GPU is part of the processor's chip, whose zones and rails are its own too."""
+        tegra = self._root / "firmware/devicetree/base/compatible"
+        return bool(self._clocks or self._rail_labels()) or (tegra.is_file() and b"nvidia,tegra" in tegra.read_bytes())
 
     def _find(self, *patterns: str) -> list[Path]:
         """Files that can be read now."""
@@ -129,6 +151,11 @@ class Sensors:
             yield "clock_mhz", f"{self._root}/{where} tells no clock of the {accelerator}"
         if self._rail is None and not self._counters:
             yield "power_w", self._no_power()
+
+    def _untold(self, card: Card) -> Iterator[tuple[str, str]]:
+        for name, value in zip(("temperature_c", "clock_mhz", "power_w"), card.first, strict=True):
+            if value is None or card.missing:
+                yield name, card.missing or "nvidia-smi does not tell it of this card"
 
     def _no_power(self) -> str:
         if labels := self._rail_labels():

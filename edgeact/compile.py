@@ -11,7 +11,7 @@ import numpy as np
 from edgeact.bundle import Bundle, open_bundle
 from edgeact.engine import remove_engine
 from edgeact.environment import busy_note, device_name
-from edgeact.errors import EdgeactError, InputError
+from edgeact.errors import InputError
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Placement, judge
@@ -69,7 +69,8 @@ def compile_bundle(
         rounds: Timed runs.
         gates: Those of SQNR and of fallbacks are to hold; those stored in the bundle by default.
         workspace_mb: Of `tensorrt`: most memory that a kernel may use while it runs; all of it by default.
-        force: Compile even where the cache has an engine for this machine; else that one is judged again.
+        force: Compile even where the cache has an engine for this machine and that workspace; else that one is judged
+            again.
 
     Raises:
         BundleError: The bundle is damaged, hostile or of another version.
@@ -93,9 +94,13 @@ def compile_bundle(
         runner = load(opened, threads=threads)
         outputs = np.concatenate([runner(clip.frames[None]) for clip in golden])
         numerics = ladder([("golden", np.stack([clip.logits for clip in golden])), ("artifact", outputs)])
-    except EdgeactError:
+        unasked, placement = NotMeasured("`edgeact validate` judges it"), runner.runner.placement()
+        failures = judge(dataclasses.replace(gates, require_all=False), numerics, unasked, unasked, placement)
+    except BaseException:  # Ctrl-C too: what is not proved must not be there for `edgeact.load`
         remove_engine(engine)
         raise
+    if failures:
+        remove_engine(engine)
     samples = measure_interleaved({"artifact": lambda: runner.runner(clip)}, rounds=rounds)
     latency = summarize(
         samples,
@@ -104,10 +109,6 @@ def compile_bundle(
         device=device_name(runner.runner.device),
         reference_missing="PyTorch is not used here",
     )
-    unasked, placement = NotMeasured("`edgeact validate` judges it"), runner.runner.placement()
-    failures = judge(dataclasses.replace(gates, require_all=False), numerics, unasked, unasked, placement)
-    if failures:
-        remove_engine(engine)
     return Compiled(
         bundle=str(opened.path),
         engine=str(engine.folder),

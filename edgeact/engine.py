@@ -4,7 +4,7 @@ An engine is native code, so it never travels in a bundle: it is built here, kep
 only where every fact of its stamp still holds.
 
 <cache>/engines/<runtime>/<sha256 of the artifact>/<sha256 of the machine's facts>/
-stamp.json   runtime, artifact, machine, what the build told, sha256 of every other file, date
+stamp.json   runtime, artifact, machine, settings, what the build told, sha256 of every other file, date
 …            the engine's files
 """
 
@@ -42,21 +42,23 @@ def build_engine(
     machine: Mapping[str, str],
     build: Callable[[Path], Mapping[str, Any]],
     *,
+    settings: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Engine:
     """The engine of a bundle for this machine: the one in the cache, or built now.
 
     Args:
         runtime: Name of the runner.
-        bundle: The folder with the artifact's files `model.*`, which hold every choice that shapes the engine.
+        bundle: The folder with the artifact's files `model.*`, which hold every other choice that shapes the engine.
         machine: Every fact of this machine and its tools that the engine depends on.
         build: Writes the engine's files into an empty folder and returns what the stamp should tell, in JSON types.
+        settings: What was chosen for the build, in JSON types: an engine of other settings is built anew.
         force: Build even where there is one.
 
     Raises:
         EngineError: The cache could be written by other users.
     """
-    artifact = _artifact_digest(bundle)
+    artifact, chosen = _artifact_digest(bundle), dict(settings or {})
     place = _place(runtime, artifact, machine)
     cache_dir().mkdir(parents=True, exist_ok=True)
     for folder in reversed(place.parents[:3]):
@@ -64,14 +66,16 @@ def build_engine(
     _check_private(place)
     if not force:
         with contextlib.suppress(EngineError):
-            return open_engine(runtime, bundle, machine)
+            found = open_engine(runtime, bundle, machine)
+            if found.stamp.get("settings", {}) == chosen:
+                return found
     partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial")
     old = partial.with_suffix(".old")
     try:
         partial.mkdir(mode=0o700)
         told = dict(build(partial))
-        stamp = {"runtime": runtime, "artifact": artifact, "machine": dict(machine), "built": told, "date": today()}
-        stamp["files"] = _digests(partial)
+        stamp = {"runtime": runtime, "artifact": artifact, "machine": dict(machine), "settings": chosen}
+        stamp |= {"built": told, "date": today(), "files": _digests(partial)}
         (partial / "stamp.json").write_text(json.dumps(stamp, indent=1) + "\n")
         if place.exists():
             place.rename(old)

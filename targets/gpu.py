@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeact._program import write_program
+from edgeact._program import unwritable, write_program
 from edgeact.errors import EdgeactError, ToolchainError
 from edgeact.targets._float16 import in_float16
 
@@ -57,8 +57,29 @@ class GPU:
     def refusals(
         self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
-        """None: PyTorch has a GPU kernel for every op."""
-        return {}, ()
+        """What the bundle has no word for: PyTorch has a GPU kernel for every op; see `Target.refusals`."""
+        import torch
+
+        from edgeact.targets._target import Refusal
+
+        nodes = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
+        clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
+        found: dict[Node, Refusal] = {}
+        with _toolchain():
+            program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
+            for part, reason in unwritable(program).items():
+                node = next(nodes[name] for name in _origins(part) if name in nodes)
+                found.setdefault(node, Refusal(reason, runs=False))
+        return found, ()
+
+
+def _origins(node: "Node") -> Iterator[str]:
+    """Names of the nodes that a decomposition made `node` of, and its own."""
+    seen = list(node.meta.get("from_node", ()))
+    for source in seen:
+        yield from (before.name for before in source.from_node)
+        seen += source.from_node
+    yield node.name
 
 
 @contextmanager

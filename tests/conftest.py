@@ -20,6 +20,8 @@ settings.register_profile("quick", max_examples=10, derandomize=True, **untimed)
 settings.register_profile("thorough", max_examples=100, derandomize=True, **untimed)
 settings.load_profile("quick")
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import it themselves too
+
 # Two test processes that each use every core wait for one another's threads: milliseconds become seconds.
 torch.set_num_threads(1)
 

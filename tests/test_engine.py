@@ -64,6 +64,20 @@ def test_it_is_built_once_and_stamped(bundle: Path, own_cache: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_other_settings_are_another_engine(bundle: Path) -> None:
+    builder = Builder()
+
+    def build_with(**settings: int) -> Engine:
+        return build_engine("tensorrt", bundle, HERE, builder, settings=settings)
+
+    for settings, built in (({}, 1), ({"workspace_mb": 64}, 2), ({"workspace_mb": 64}, 2), ({"workspace_mb": 8}, 3)):
+        assert build_with(**settings).stamp["settings"] == settings
+        assert builder.built == built
+    assert open_engine("tensorrt", bundle, HERE).stamp["settings"] == {"workspace_mb": 8}
+    assert build_with().stamp["settings"] == {}, "all of the memory, as asked"
+    assert builder.built == 4
+
+
 def test_where_there_is_none_the_next_command_is_named(bundle: Path) -> None:
     with pytest.raises(EngineError, match=rf"not compiled on this machine yet: run `edgeact compile {bundle}`"):
         open_engine("tensorrt", bundle, HERE)

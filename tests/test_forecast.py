@@ -1,6 +1,7 @@
 """The forecast of `edgeact check`, against what the toolchains then do."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgeact._capture import behind_uint8, fold, lower_and_prove
 from edgeact.clip import ClipSpec
-from edgeact.errors import UnknownNameError
+from edgeact.errors import ToolchainError, UnknownNameError
 from edgeact.forecast import Forecast, forecast
 from edgeact.parity import Placement
 from edgeact.runtime import load_runner
@@ -171,3 +172,38 @@ def test_averages_are_delegated(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     placement = load_runner("executorch", tmp_path, tiny_spec, 1).placement()
     assert isinstance(placement, Placement)
     assert not placement.fallback
+
+
+class MatrixExponential(nn.Module):
+    """An op that PyTorch runs, and a bundle has no word for, beside composite ones that it takes apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = functional.silu(clip).mean((2, 3, 4))
+        x = torch.linalg.matrix_exp(x[:, :, None] @ x[:, None]).sum(1)
+        out: Tensor = self.fc(functional.layer_norm(x, (3,)))
+        return out
+
+
+def test_what_a_gpu_bundle_has_no_word_for_cannot_run(tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    found = forecast(MatrixExponential(), target="gpu", spec=tiny_spec)
+    assert supports(found, "cannot run") == {"linalg_matrix_exp"}
+    (reason,) = {layer.reason for layer in found.layers if layer.reason}
+    program = behind_uint8(fold(MatrixExponential().eval(), tiny_spec), tiny_spec)
+    with pytest.raises(ToolchainError) as refused:
+        get_target("gpu").compile(program, tmp_path, "fp32", {})
+    assert str(refused.value) == reason
+    assert reason.startswith("a bundle has no word for the op aten.linalg_matrix_exp.default: ")
+    for form in get_target("gpu").forms:
+        assert not supports(forecast(Mixed(), target="gpu", spec=tiny_spec, form=form), "cannot run")
+
+
+def test_a_refused_part_is_told_of_the_op_that_it_is_of(tiny_spec: ClipSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeact._program._REFUSED", re.compile("native_layer_norm|sigmoid"))
+    found = forecast(MatrixExponential(), target="gpu", spec=tiny_spec)
+    refused = {layer.op: layer.reason for layer in found.layers if layer.reason}
+    assert list(refused) == ["silu", "linalg_matrix_exp", "layer_norm"]
+    assert "native_layer_norm" in refused["layer_norm"]

@@ -138,6 +138,30 @@ def test_the_fastest_that_holds_is_chosen(tmp_path: Path) -> None:
     assert [folder.name for folder in tmp_path.iterdir()] == ["fast"]
 
 
+def out_of_memory(*, at_once: bool) -> Candidate:
+    """A candidate that fails as PyTorch does, in its first run or in a later one."""
+    runs = [0]
+
+    def call(clip: Any) -> Any:
+        runs[0] += 1
+        if at_once or runs[0] > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
+        return np.ones((1, 4), np.float32)
+
+    return Candidate(lambda out: None, lambda out: call)
+
+
+def test_one_that_loads_and_does_not_run_is_left_out(tmp_path: Path) -> None:
+    offered = {"large": out_of_memory(at_once=True), "small": fake(0, 0)}
+    told = choose(offered, tmp_path, np.zeros(1, np.uint8), np.ones((1, 4), np.float32), 80)
+    assert told["chosen"] == "small"
+    assert told["candidates"]["large"] == {
+        "failed": "cannot run this network: CUDA out of memory. Tried to allocate 2 GiB."
+    }
+    with pytest.raises(ToolchainError, match=r"cannot run this network: CUDA out of memory\. Tried .* GiB\.$"):
+        choose({"late": out_of_memory(at_once=False)}, tmp_path, np.zeros(1, np.uint8), np.ones((1, 4)), 80)
+
+
 def test_where_none_holds_each_says_why(tmp_path: Path) -> None:
     offered = {"one": fake(0.1, 0), "two": fake(0, 0, "compile")}
     with pytest.raises(ToolchainError, match=r"one: 20\.0 dB is below 80 dB; two: no compile"):

@@ -371,6 +371,14 @@ def test_a_proxy_of_damaged_files(tiny_spec: ClipSpec, clips: list[Any], tmp_pat
         load_runner("onnxruntime", tmp_path, tiny_spec, 1)
 
 
+@pytest.mark.parametrize("count", ["1e400", "NaN", "-5", "1.5", "true", '"3"', "1000000001", "null"])
+def test_a_strangers_counts_of_ops(count: str, tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    told = f'{{"accelerator": "GPU", "compute": {{"Conv": {count}}}, "fallback": {{}}}}'
+    (tmp_path / "model.conformance.json").write_text(told)
+    with pytest.raises(BundleError, match=r"does not say where each op runs: .* is no count of ops"):
+        load_runner("onnxruntime", tmp_path, tiny_spec, 1)
+
+
 def test_an_op_without_an_onnx_form(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     class Median(nn.Module):
         def forward(self, clip: Tensor) -> Tensor:

@@ -75,9 +75,8 @@ def test_what_is_absent_says_why(tmp_path: Path) -> None:
         "clock_mhz": f"{tmp_path}/devices/system/cpu/cpu*/cpufreq tells no clock of the CPU",
         "power_w": "neither an INA3221 (Jetson) nor a RAPL counter (Intel, AMD) is there",
     }
-    assert Sensors("GPU", root=tmp_path).not_measured["clock_mhz"] == (
-        f"{tmp_path}/class/devfreq tells no clock of the GPU"
-    )
+    board = write(tmp_path / "board", {"firmware/devicetree/base/compatible": "nvidia,p3768\0nvidia,tegra234"})
+    assert Sensors("Orin", root=board).not_measured["clock_mhz"] == f"{board}/class/devfreq tells no clock of the Orin"
 
 
 @pytest.mark.parametrize(
@@ -95,6 +94,89 @@ def test_what_is_absent_says_why(tmp_path: Path) -> None:
 )
 def test_power_of_a_part_is_not_that_of_the_device(tmp_path: Path, files: dict[str, object], reason: str) -> None:
     assert Sensors(root=write(tmp_path, files)).not_measured["power_w"] == reason
+
+
+WORKSTATION = {
+    "class/thermal/thermal_zone0/temp": 91000,
+    "devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": 5000000,
+    "class/powercap/intel-rapl:0/energy_uj": 1_000_000,
+    "class/powercap/intel-rapl:0/max_energy_range_uj": 10_000_000,
+}
+CARD = "NVIDIA GeForce RTX 4090"
+
+
+def smi(tmp_path: Path, answer: str, status: int = 0) -> tuple[str, ...]:
+    """A stand-in for nvidia-smi: notes how it was called, and answers."""
+    calls = tmp_path / "calls"
+    program = f"import sys; open({str(calls)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')"
+    return (sys.executable, "-c", f"{program}; print({answer!r}); sys.exit({status})")
+
+
+@pytest.fixture
+def workstation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return write(tmp_path / "sys", WORKSTATION)
+
+
+def test_a_card_is_asked_itself(tmp_path: Path, workstation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("edgeact._sensors.time.monotonic", lambda: float(next(clock)))
+    both = f"NVIDIA T400, 40, 300, 20.1\n{CARD}, 61, 2520, 402.35"
+    sensors = Sensors(CARD, root=workstation, smi=smi(tmp_path, both))
+    assert sensors.not_measured == {}
+    calls = tmp_path / "calls"
+    query = "--query-gpu=name,temperature.gpu,clocks.sm,power.draw --format=csv,noheader,nounits\n"
+    for windows in (2, 3):
+        sensors.reset()
+        sensors.sample()
+        sensors.sample()
+        assert sensors.window() == Reading(61.0, 2520.0, 402.35)
+        assert calls.read_text() == windows * query
+    assert Sensors(root=workstation).window().temperature_c == 91.0, "the CPU's own"
+
+
+def test_one_of_several_cards_by_its_uuid(tmp_path: Path, workstation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = f"{CARD}, 61, 2520, 400\n{CARD}, 35, 210, 20"
+    reason = f"lists 2 cards of the name {CARD}: name the one that runs in CUDA_VISIBLE_DEVICES by its UUID"
+    assert reason in Sensors(CARD, root=workstation, smi=smi(tmp_path, two)).not_measured["power_w"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5d1c,GPU-77")
+    sensors = Sensors(CARD, root=workstation, smi=smi(tmp_path, f"{CARD}, 61, 2520, 400"))
+    assert sensors.window().power_w == 400
+    assert (tmp_path / "calls").read_text().splitlines()[-1].startswith("-i GPU-5d1c --query-gpu=")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason"),
+    [
+        ("No devices were found", 6, "does not tell (exit status 6): 'No devices were found'"),
+        ("", 0, "does not tell (exit status 0): ''"),
+        (f"{CARD}, 61, 2520", 0, "does not tell (exit status 0)"),
+        ("NVIDIA T400, 1, 2, 3\nNVIDIA T600, 1, 2, 3", 0, f"lists 0 cards of the name {CARD}"),
+        (f"{CARD}, [N/A], [Not Supported], [Unknown Error]", 0, "nvidia-smi does not tell it of this card"),
+        (f"{CARD}, nan, -1, 1e400", 0, "nvidia-smi does not tell it of this card"),
+    ],
+)
+def test_a_card_that_does_not_tell(answer: str, status: int, reason: str, tmp_path: Path, workstation: Path) -> None:
+    sensors = Sensors(CARD, root=workstation, smi=smi(tmp_path, answer, status))
+    assert sensors.window() == Reading(None, None, None), "the processor's figures are not the card's"
+    assert sensors.not_measured.keys() == {"temperature_c", "clock_mhz", "power_w"}
+    assert all(reason in told for told in sensors.not_measured.values())
+
+
+def test_without_nvidia_smi(workstation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Sensors(CARD, root=workstation, smi=("no-such-smi",)).not_measured["power_w"]
+    assert absent == "no-such-smi, which tells of this card, cannot be run: No such file or directory"
+    monkeypatch.setattr("edgeact._nvidia_smi._TIMEOUT_S", 0.05)
+    hangs = Sensors(CARD, root=workstation, smi=(sys.executable, "-c", "import time; time.sleep(60)"))
+    assert hangs.not_measured["clock_mhz"] == f"{sys.executable} gave no answer within 0.05 s"
+
+
+def test_a_card_that_is_lost_says_why(tmp_path: Path, workstation: Path) -> None:
+    sensors = Sensors(CARD, root=workstation, smi=smi(tmp_path, f"{CARD}, 61, 2520, 400"))
+    assert sensors._card is not None
+    sensors._card._command = smi(tmp_path, "Unable to determine the device handle: GPU is lost", 15)
+    assert sensors.window() == Reading(None, None, None)
+    assert "GPU is lost" in sensors.not_measured["power_w"]
 
 
 def test_the_power_mode() -> None:

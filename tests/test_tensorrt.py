@@ -72,6 +72,7 @@ def test_compile_then_run(bundle: Bundle, install: Install, monkeypatch: pytest.
     assert compiled.stamp["built"]["power_mode"] == "15W"
     assert ("network", 2) in trt.log, "strongly typed"
     assert ("workspace", 64 << 20) in trt.log
+    assert compiled.stamp["settings"] == {"workspace_mb": 64}
     assert not any(entry[0] == "set" for entry in trt.log), "types are those of the ONNX"
     assert cuda.launches > 0, "a CUDA graph"
     runner = edgeact.load(bundle)

@@ -47,6 +47,7 @@ def _print(found: "Compiled") -> None:
         click.echo(f"  ✗ {failure}")
     rows = {"engine": found.engine, "compiled": found.stamp["date"].replace("T", " ").replace("+00:00", " UTC")}
     rows |= {name: str(value) for name, value in found.stamp["machine"].items()}
+    rows |= {name: str(value) for name, value in found.stamp["settings"].items()}
     for name, figures in built.get("candidates", {}).items():
         why = f"left out: {figures['failed']}" if "failed" in figures else ""
         chosen = "chosen, " if name == built["chosen"] else ""

@@ -122,7 +122,7 @@ def compile_engine(
     workspace_mb: int | None = None,
     force: bool = False,
 ) -> Engine:
-    """The engine of the artifact in `folder` for this machine, built where the cache has none.
+    """The engine of the artifact in `folder` for this machine, built where the cache has none of that workspace.
 
     Args:
         runtime: A runner that needs one.
@@ -141,11 +141,12 @@ def compile_engine(
     if workspace_mb is not None and runtime != "tensorrt":
         raise InputError(f"a limit of the workspace is of tensorrt, and {runtime} has none: leave it out")
 
+    limits = {} if workspace_mb is None else {"workspace_mb": workspace_mb}
+
     def build(out: Path) -> Any:
-        limits = {} if workspace_mb is None else {"workspace_mb": workspace_mb}
         return module.build(folder, out, clip, threads or os.cpu_count() or 1, **limits)
 
-    return build_engine(runtime, folder, module.machine(), build, force=force)
+    return build_engine(runtime, folder, module.machine(), build, settings=limits, force=force)
 
 
 def load_runner(runtime: str, folder: Path, spec: ClipSpec, threads: int = 0) -> Runner:

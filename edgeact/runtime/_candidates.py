@@ -27,6 +27,7 @@ from edgeact._program import is_float16, read_program
 from edgeact.errors import BundleError, EdgeactError, ToolchainError
 from edgeact.latency import measure_interleaved
 from edgeact.numerics import compare_outputs
+from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 
 __all__ = ["LIBRARY", "Call", "candidates", "choose", "load_candidate"]
 
@@ -61,8 +62,7 @@ def candidates(bundle: Path, shape: Shape, device: str, threads: int) -> dict[st
     if device == "cuda":
         offered["aotinductor+graph"] = Candidate(library, lambda out: _load_library(out, shape, device, graph=True))
     if (bundle / _ONNX).is_file() and importlib.util.find_spec("onnxruntime"):
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         for name, provider in _PROVIDERS.items():
             if provider in onnxruntime.get_available_providers() and (name == "onnxruntime-cpu") == (device == "cpu"):
                 offered[name] = _onnx_candidate(bundle, provider, threads)
@@ -110,7 +110,9 @@ def choose(
                 folder.mkdir()
                 candidate.compile(folder)
             call = candidate.load(folder)
-            sqnr_db, _, _ = compare_outputs(expected, call(clip))
+            with _errors("run"):
+                logits = call(clip)
+            sqnr_db, _, _ = compare_outputs(expected, logits)
         except EdgeactError as exc:
             told[name] = {"failed": str(exc)}
             continue
@@ -123,7 +125,9 @@ def choose(
         raise ToolchainError("; ".join(f"{name}: {of['failed']}" for name, of in told.items()))
     timed = {name: (lambda call=call: call(clip)) for name, call in calls.items()}
     several = len(calls) > 1  # else there is nothing to choose, and fp16 takes seconds on a CPU
-    for name, samples in measure_interleaved(timed, rounds=_ROUNDS if several else 1, warmup=several).items():
+    with _errors("run"):
+        measured = measure_interleaved(timed, rounds=_ROUNDS if several else 1, warmup=several)
+    for name, samples in measured.items():
         told[name]["median_ms"] = float(np.median(samples))
     chosen = min(calls, key=lambda name: float(told[name]["median_ms"]))
     for name in offered:
@@ -227,12 +231,10 @@ def _on_cuda(model: Any, shape: Shape, *, graph: bool) -> Call:
 
 def _onnx_candidate(bundle: Path, provider: str, threads: int) -> Candidate:
     def load(out: Path) -> Call:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         if b"EPContext" in (bundle / _ONNX).read_bytes():  # the op that carries a compiled engine: a stranger's code
             raise BundleError(f"{bundle / _ONNX} holds an engine that was compiled elsewhere: refused")
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
+        settings = session_options(threads)
         if provider != "CPUExecutionProvider":  # else what it lacks runs on the CPU, without a word
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options = {
@@ -268,7 +270,7 @@ def _errors(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (BundleError, OSError):
+    except (EdgeactError, OSError):
         raise
     except Exception as exc:
         if "C++ compiler" in str(exc):

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
 from edgeact.parity import IN_FLOAT, Placement
+from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 
 __all__ = ["MODULES", "Runner"]
 
 MODULES = ("onnxruntime",)  # one of them must be installed
+
+_MAX_OPS = 10**9
 
 
 class Runner:
@@ -39,14 +42,13 @@ class Runner:
 
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
         try:
-            import onnxruntime as ort
+            ort = import_onnxruntime()
         except ImportError as exc:
             raise MissingDependencyError("onnxruntime", "onnxruntime", "running this bundle on a CPU") from exc
         self.threads = threads or os.cpu_count() or 1
         self.version = str(ort.__version__)
         self._conformance = _read_conformance(folder / "model.conformance.json")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options = session_options(self.threads)
         options.log_severity_level = 3  # errors, which it also raises
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
@@ -87,11 +89,18 @@ def _read_conformance(file: Path) -> dict[str, Any]:
         told = json.loads(file.read_text())
         return {
             "accelerator": str(told["accelerator"]),
-            "compute": {str(op): int(count) for op, count in told["compute"].items()},
+            "compute": {str(op): _count(count) for op, count in told["compute"].items()},
             "fallback": {str(node): str(reason) for node, reason in told["fallback"].items()},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleError(f"{file} does not say where each op runs: {exc}") from exc
+
+
+def _count(value: Any) -> int:
+    """How many ops there are: neither a fraction, nor 1e400, which JSON reads as infinity."""
+    if type(value) is not int or not 0 <= value <= _MAX_OPS:
+        raise ValueError(f"{value!r} is no count of ops")
+    return value
 
 
 def _first_line(exc: Exception) -> str:

@@ -128,6 +128,20 @@ def test_an_engine_that_does_not_run_is_removed(bundle: Path, tmp_path: Path, mo
     assert not engines(tmp_path)
 
 
+@pytest.mark.parametrize("step", ["ladder", "judge"])
+def test_an_interrupt_before_the_judgement_leaves_no_engine(
+    step: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        assert engines(tmp_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"edgeact.compile.{step}", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compile_bundle(bundle, threads=1, rounds=1)
+    assert not engines(tmp_path)
+
+
 def test_what_cannot_be_compiled(bundle: Path, videos: Path, tmp_path: Path, run: Edgeact) -> None:
     with pytest.raises(InputError, match="rounds is 0: latency needs at least 1"):
         compile_bundle(bundle, rounds=0)
