@@ -38,13 +38,14 @@ def command(bundle: str, as_json: bool, quiet: bool, **given: Any) -> int:
 
 def _print(found: "Compiled") -> None:
     from edgeact._format import db, ms
+    from edgeact._terminal import plain
     from edgeact.parity import Placement
 
     built, latency = found.stamp["built"], found.latency
     p50, p95, _ = latency.artifact_p50_p95_p99_ms
     click.echo("✓ held" if found.held else "✗ fell short, the engine was removed")
     for failure in found.failures:
-        click.echo(f"  ✗ {failure}")
+        click.echo(f"  ✗ {plain(failure)}")
     rows = {"engine": found.engine, "compiled": found.stamp["date"].replace("T", " ").replace("+00:00", " UTC")}
     rows |= {name: str(value) for name, value in found.stamp["machine"].items()}
     rows |= {name: str(value) for name, value in found.stamp["settings"].items()}
@@ -62,6 +63,6 @@ def _print(found: "Compiled") -> None:
     )
     width = max(map(len, rows))
     for name, text in rows.items():
-        click.echo(f"  {name:<{width}}  {text}")
+        click.echo(f"  {name:<{width}}  {plain(text)}")
     for note in found.notes:
-        click.echo(f"  · {note}")
+        click.echo(f"  · {plain(note)}")
