@@ -5,13 +5,10 @@ dequantize, conv, add, relu, quantize          as they are: QuantizeLinear and D
 """
 
 import ast
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact._toolchain import first_line, toolchain
+from edgeact.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -45,7 +42,8 @@ def to_onnx(program: "ExportedProgram", precision: str) -> "ModelProto":
         MissingDependencyError: onnx or onnxscript is not installed.
         ToolchainError: An op has no ONNX form; torch's own words.
     """
-    with _toolchain():
+    missing = MissingDependencyError("onnxscript", "export", "writing ONNX")
+    with toolchain("torch cannot write this network as ONNX", missing, _innermost):
         import torch
 
         from edgeact.targets._float16 import in_float16
@@ -121,28 +119,8 @@ def _name_output(graph: "GraphProto", name: str) -> None:
     graph.output[0].name = name
 
 
-@contextmanager
-def _toolchain() -> Iterator[None]:
-    """The failures of torch's ONNX exporter, of many classes, in one line; its remarks are not passed on."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ImportError as exc:
-        raise MissingDependencyError("onnxscript", "export", "writing ONNX") from exc
-    except OSError:
-        raise
-    except Exception as exc:
-        raise ToolchainError(f"torch cannot write this network as ONNX: {_in_a_line(exc)}") from exc
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _in_a_line(exc: BaseException) -> str:
-    """The innermost cause: the exporter wraps it in pages of advice."""
-    cause: Any = exc
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[0] if lines else repr(cause)
+def _innermost(exc: BaseException) -> str:
+    """The cause in a line: the exporter wraps it in pages of advice."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    return first_line(exc)

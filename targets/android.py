@@ -8,15 +8,14 @@ qs8 kernels, up to the logits. `placement.json` lists what was delegated and wha
 """
 
 import json
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact._toolchain import toolchain
+from edgeact.errors import MissingDependencyError
 from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -123,23 +122,9 @@ def _name(node: Any) -> str:
     return str(getattr(node.target, "_op", node.target))
 
 
-@contextmanager
-def _toolchain() -> Iterator[None]:
-    """ExecuTorch's exceptions, of many classes, in edgeact's words; its remarks on every op are not passed on."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchao and ExecuTorch warn of their own deprecated calls
-            yield
-    except ImportError as exc:
-        raise MissingDependencyError("executorch", "executorch", "exporting to android") from exc
-    except OSError:
-        raise
-    except Exception as exc:
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise ToolchainError(f"ExecuTorch could not compile this network: {lines[0] if lines else repr(exc)}") from exc
-    finally:
-        logging.disable(logging.NOTSET)
+def _toolchain() -> AbstractContextManager[None]:
+    missing = MissingDependencyError("executorch", "executorch", "exporting to android")
+    return toolchain("ExecuTorch could not compile this network", missing)
 
 
 TARGET = Android()

@@ -6,15 +6,13 @@ the same network where that is faster (see `edgeact.runtime.aotinductor`); witho
 path.
 """
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeact._program import unwritable, write_program
-from edgeact.errors import EdgeactError, ToolchainError
+from edgeact._toolchain import toolchain
+from edgeact.errors import ToolchainError
 from edgeact.targets._float16 import in_float16
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ class GPU:
 
         from edgeact.targets._onnx import to_onnx
 
-        with _toolchain():
+        with toolchain("PyTorch could not write this network"):
             write_program(in_float16(program) if precision == "fp16" else program, folder)
         try:
             onnx.save(to_onnx(program, precision), folder / "model.onnx")
@@ -65,7 +63,7 @@ class GPU:
         nodes = {node.name: node for node in graph.graph.nodes if node.op == "call_function"}
         clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
         found: dict[Node, Refusal] = {}
-        with _toolchain():
+        with toolchain("PyTorch could not write this network"):
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
             for part, reason in unwritable(program).items():
                 node = next(nodes[name] for name in _origins(part) if name in nodes)
@@ -80,23 +78,6 @@ def _origins(node: "Node") -> Iterator[str]:
         yield from (before.name for before in source.from_node)
         seen += source.from_node
     yield node.name
-
-
-@contextmanager
-def _toolchain() -> Iterator[None]:
-    """PyTorch's exceptions in one line; what it warns and logs of its own deprecated calls is not passed on."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (EdgeactError, OSError):
-        raise
-    except Exception as exc:
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise ToolchainError(f"PyTorch could not write this network: {lines[0] if lines else repr(exc)}") from exc
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 TARGET = GPU()

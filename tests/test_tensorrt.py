@@ -82,7 +82,7 @@ def test_compile_then_run(bundle: Bundle, install: Install, monkeypatch: pytest.
     np.testing.assert_allclose(runner(clip), proxy(clip), rtol=1e-3)
     placement = runner.runner.placement()
     assert isinstance(placement, Placement)
-    assert (placement.kind, placement.kernels) == ("measured", {"CaskConvolution": 1})
+    assert (placement.kind, placement.kernels) == ("measured", {"CaskConvolution FP16": 1})
     monkeypatch.setattr("edgeact.measure.peak_memory_mb", lambda *of: None)  # a process without the stand-ins
     report = edgeact.validate(bundle, rounds=2)
     assert report.held, report.failures

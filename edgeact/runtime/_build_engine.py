@@ -33,6 +33,7 @@ BOUND = ("device", "tensorrt", "cuda", "jetpack")  # an engine runs where these 
 _TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 _WARM_UP_MS = 200
 _FILES = {"layers.json", "model.plan", "results.json", "stamp.json", "timing.cache"}  # of an engine
+_TYPES = ("Int8", "FP16", "Half", "FP32", "Float")  # as formats name them
 _COMPUTES = ("conv", "gemm", "matmul", "matrix", "fullyconnected", "deconv")
 
 
@@ -186,8 +187,9 @@ def placement(layers: dict[str, Any], precision: str, accelerator: str) -> dict[
         if not isinstance(layer, dict):
             raise BuildError("the engine was built without --profilingVerbosity=detailed: it does not tell its layers")
         kind = str(layer.get("LayerType", "layer"))
-        kernels[kind] = kernels.get(kind, 0) + 1
         formats = [str(value.get("Format/Datatype", "")) for value in layer.get("Inputs", [])]
+        typed = [kind, *(name for name in _TYPES if formats and name.lower() in formats[0].lower())][:2]
+        kernels[" ".join(typed)] = kernels.get(" ".join(typed), 0) + 1
         wanted = {"int8": ("int8",), "fp16": ("fp16", "half", "int8"), "fp32": ("",)}[precision]
         if not any(word in kind.lower() for word in _COMPUTES):
             continue

@@ -9,13 +9,11 @@ Each candidate compiles into a folder, and loads from it a call from the uint8 c
 """
 
 import importlib.util
-import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._program import is_float16, read_program
+from edgeact._toolchain import first_line, toolchain
 from edgeact.errors import BundleError, EdgeactError, ToolchainError
 from edgeact.latency import measure_interleaved
 from edgeact.numerics import compare_outputs
@@ -262,23 +261,12 @@ def _onnx_candidate(bundle: Path, provider: str, threads: int) -> Candidate:
     return Candidate(lambda out: None, load)
 
 
-@contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """Exceptions of PyTorch and ONNX Runtime, of many classes, in one line."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (EdgeactError, OSError):
-        raise
-    except Exception as exc:
-        if "C++ compiler" in str(exc):
-            raise ToolchainError(
-                f"AOTInductor needs a C++ compiler, found none ({os.environ.get('CXX', 'g++')}): install g++, or name "
-                "one in CXX"
-            ) from exc
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise ToolchainError(f"cannot {what} this network: {lines[0] if lines else repr(exc)}") from exc
-    finally:
-        logging.disable(logging.NOTSET)
+def _errors(what: str) -> AbstractContextManager[None]:
+    return toolchain(f"cannot {what} this network", in_a_line=_in_a_line)
+
+
+def _in_a_line(exc: BaseException) -> str:
+    if "C++ compiler" not in str(exc):
+        return first_line(exc)
+    found = os.environ.get("CXX", "g++")
+    return f"AOTInductor needs a C++ compiler, found none ({found}): install g++, or name one in CXX"
