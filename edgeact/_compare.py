@@ -13,7 +13,8 @@ from edgeact._sides import Side
 from edgeact.accuracy import compare_accuracy
 from edgeact.bundle import Bundle
 from edgeact.errors import InputError
-from edgeact.parity import NotMeasured, Placement
+from edgeact.parity import NotMeasured
+from edgeact.placement import Placement
 
 __all__ = [
     "Change",

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
-__all__ = ["Told", "progress_bar", "tell_progress"]
+__all__ = ["Told", "progress_bar", "tell_progress", "waiting"]
 
 Told = Callable[[str, int, int], None]  # what, steps done, steps in all
 _listeners: list[Told] = []
@@ -35,6 +35,21 @@ def progress_bar(what: str, total: int, show: bool) -> Iterator[Callable[[], Non
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextlib.contextmanager
+def waiting(what: str, *, shown: bool) -> Iterator[None]:
+    """Show that `what` goes on, and since when; nothing is drawn (nor rich imported) unless `shown`."""
+    if not shown or _listeners:
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _teller(what: str, total: int, listener: Told) -> Callable[[], None]:

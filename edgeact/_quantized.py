@@ -22,7 +22,8 @@ from edgeact._progress import progress_bar
 from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
 from edgeact.evaluate import EvaluationSet, Outputs, run_model
-from edgeact.parity import IN_FLOAT, Gates, NotMeasured, Placement
+from edgeact.parity import Gates, NotMeasured
+from edgeact.placement import IN_FLOAT, Placement
 from edgeact.quantize.options import Int8
 from edgeact.quantize.scheme import Scheme
 from edgeact.quantize.state import QuantizedState

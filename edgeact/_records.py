@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeact._quantized import Source
+from edgeact._vendor_compiler import Compilation
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
@@ -15,7 +16,8 @@ from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, Outputs
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics
-from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.parity import Gates, NotMeasured, Report, judge
+from edgeact.placement import Placement
 from edgeact.runtime import Runner, needs_engine
 from edgeact.targets import Target, get_target
 
@@ -51,6 +53,7 @@ class Job:
     rounds: int
     evaluation: EvaluationSet
     int8: Source | None
+    compilation: Compilation
 
     @property
     def labels(self) -> tuple[str, ...]:

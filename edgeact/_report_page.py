@@ -13,7 +13,8 @@ from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
-from edgeact.parity import NotMeasured, Placement, Report
+from edgeact.parity import NotMeasured, Report
+from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
 
 __all__ = ["render", "sustained_in_words", "thinned"]

@@ -17,7 +17,8 @@ from edgeact._results_checks import check_results, skipped_clips
 from edgeact.bundle import Bundle, open_bundle
 from edgeact.errors import BundleError, InputError
 from edgeact.latency import Latency
-from edgeact.parity import NotMeasured, Placement
+from edgeact.parity import NotMeasured
+from edgeact.placement import Placement
 from edgeact.results import Results, read_results
 
 __all__ = ["Side", "Source", "as_bundle", "common_clips", "open_source", "side_of"]

@@ -14,7 +14,8 @@ from edgeact.environment import busy_note, device_name
 from edgeact.errors import InputError
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import Gates, NotMeasured, Placement, judge
+from edgeact.parity import Gates, NotMeasured, judge
+from edgeact.placement import Placement
 from edgeact.runtime import compile_engine, load, needs_engine
 from edgeact.validate import stored_gates
 

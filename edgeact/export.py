@@ -30,6 +30,7 @@ from edgeact._records import (
     make_manifest,
     make_report,
 )
+from edgeact._vendor_compiler import Compilation
 from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
 from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, device_name
@@ -68,6 +69,7 @@ def export(
     gates: Gates | None = None,
     clips: int | None = None,
     int8: Int8 | None = None,
+    compilation: Compilation | None = None,
     threads: int = 0,
     rounds: int = 30,
     on_corrupt: OnCorrupt = "error",
@@ -93,6 +95,7 @@ def export(
         gates: Limits to hold; `Gates.defaults(precision)` by default.
         clips: Most clips of the held-out part, even over the classes; all by default.
         int8: How the int8 network is made; for that precision alone.
+        compilation: The time limit of a vendor's compiler, and the SDK where one is used.
         threads: CPU threads of both sides of the latency comparison; 0 takes every core.
         rounds: Interleaved rounds of the latency comparison.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.
@@ -140,6 +143,7 @@ def export(
         rounds=rounds,
         evaluation=evaluation,
         int8=source,
+        compilation=compilation or Compilation(progress=progress),
     )
     facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
     with _torch_threads(job.threads), create_bundle(Path(out), job.name) as draft:
@@ -171,7 +175,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
-    told = job.target.compile(program, folder, job.precision, job.options)
+    told = job.target.compile(program, folder, job.precision, job.options, job.compilation)
     files = sorted(file.name for file in folder.iterdir())
     runner = _runner(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
@@ -264,7 +268,7 @@ def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArra
         return f"int8: what the layers in float cost is not measured: {runner.missing or 'a device alone tells'}"
     with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
         program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)
-        job.target.compile(program, Path(folder), job.precision, job.options)
+        job.target.compile(program, Path(folder), job.precision, job.options, job.compilation)
         other = _runner(job, Path(folder), clip)
         samples = measure_interleaved({"kept": lambda: runner(clip), "all": lambda: other(clip)}, rounds=job.rounds)
     kept_ms, all_ms = (float(np.median(samples[name])) for name in ("kept", "all"))

@@ -13,11 +13,10 @@ from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import InputError
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics, Rung
+from edgeact.placement import Placement, placement_from
 from edgeact.sustained import Sustained, Window
 
-__all__ = ["IN_FLOAT", "NOT_ASKED", "Gates", "NotMeasured", "Placement", "Report", "judge"]
-
-IN_FLOAT = ", in float)"  # ends the `Placement.fallback` of a layer of an int8 model that runs in float
+__all__ = ["NOT_ASKED", "Gates", "NotMeasured", "Report", "judge"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,6 @@ class NotMeasured:
 
 
 NOT_ASKED = NotMeasured("give --minutes")  # of a sustained run that nobody asked for: no remark says so
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Which ops the runtime's fast kernels took, and which fell back.
-
-    `kind` is `measured` (read from the compiled model), `estimated` or `proxy`.
-    """
-
-    accelerated_ops: int
-    fallback_ops: int
-    fallback: tuple[str, ...]
-    kind: str
-    kernels: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +108,14 @@ class Report:
             parts = dict(fields)
             for name, kind in (("numerics", Numerics), ("accuracy", Accuracy), ("latency", Latency)):
                 parts[name] = _rebuild(kind, parts[name])
-            parts["placement"] = _rebuild(Placement, parts["placement"])
+            where = parts["placement"]
+            parts["placement"] = _rebuild(NotMeasured, where) if "not_measured" in where else placement_from(where)
             if "sustained" in parts:  # reports of bundles from before it was measured lack it
                 parts["sustained"] = _rebuild(Sustained, parts["sustained"])
             parts["gates"] = Gates(**parts["gates"])
             parts |= {name: tuple(parts[name]) for name in ("failures", "notes")}
             return cls(**parts)
-        except (TypeError, KeyError, AttributeError) as exc:
+        except (TypeError, ValueError, KeyError, AttributeError) as exc:
             raise InputError(f"not a report of this version of edgeact: {exc}") from exc
 
 

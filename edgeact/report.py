@@ -17,7 +17,8 @@ from edgeact._report_page import render, sustained_in_words, thinned
 from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
-from edgeact.parity import NotMeasured, Placement, Report
+from edgeact.parity import NotMeasured, Report
+from edgeact.placement import Placement
 from edgeact.sustained import Sustained
 
 if TYPE_CHECKING:

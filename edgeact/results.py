@@ -21,7 +21,8 @@ from edgeact._results_checks import check_results, refuse_duplicates
 from edgeact._results_file import check_schema, most_bytes, parse
 from edgeact.bundle import Bundle
 from edgeact.errors import InputError
-from edgeact.parity import NotMeasured, Placement
+from edgeact.parity import NotMeasured
+from edgeact.placement import Placement, placement_from
 from edgeact.sustained import Sustained, Window
 
 __all__ = [
@@ -248,12 +249,10 @@ def _logits(rows: list[list[float]], place: str) -> NDArray[np.float32]:
 
 
 def _placement(fields: Mapping[str, Any]) -> Placement:
-    counts = {name: int(fields[name]) for name in ("accelerated_ops", "fallback_ops")}
-    kernels = {kernel: int(count) for kernel, count in fields.get("kernels", {}).items()}
-    fallback = tuple(fields.get("fallback", ()))
-    if len(fallback) > counts["fallback_ops"]:
-        raise InputError(f"placement names {len(fallback)} ops that fall back and counts {counts['fallback_ops']}")
-    return Placement(**counts, fallback=fallback, kind=fields["kind"], kernels=kernels)
+    try:
+        return placement_from(fields)
+    except ValueError as exc:
+        raise InputError(str(exc)) from exc
 
 
 def _sustained(fields: Mapping[str, Any]) -> Sustained:

@@ -19,7 +19,8 @@ from edgeact.evaluate import OnCorrupt
 from edgeact.latency import Latency, summarize
 from edgeact.measure import measure
 from edgeact.numerics import Numerics, ladder
-from edgeact.parity import NOT_ASKED, Gates, NotMeasured, Placement, Report, judge
+from edgeact.parity import NOT_ASKED, Gates, NotMeasured, Report, judge
+from edgeact.placement import Placement
 from edgeact.results import LEFT_OUT, EvaluationOutputs, GoldenOutput, Results, read_results
 
 __all__ = ["judge_results", "stored_gates", "validate"]

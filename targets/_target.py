@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from edgeact._vendor_compiler import DEFAULT, Compilation
+
 if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
@@ -52,7 +54,12 @@ class Target(Protocol):
     proxy: str | None
 
     def compile(
-        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
     ) -> tuple[str, ...]:
         """Write the artifact's files `model.*` into `folder`.
 
@@ -61,6 +68,7 @@ class Target(Protocol):
             folder: An existing, empty folder.
             precision: One of `precisions`; for int8 the program holds int8 weights and quantize and dequantize ops.
             options: A value for each of `options`.
+            how: The time limit of a vendor's compiler and what else the artifact does not depend on.
 
         Returns:
             Remarks for the report.

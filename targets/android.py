@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact._toolchain import toolchain
+from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError
 from edgeact.quantize.scheme import Scheme
 
@@ -42,7 +43,12 @@ class Android:
     proxy = None
 
     def compile(
-        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
     ) -> tuple[str, ...]:
         """Delegate to the backend and write the program; see `Target.compile`."""
         backend, half = options["backend"], precision == "fp16"

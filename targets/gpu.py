@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeact._program import unwritable, write_program
 from edgeact._toolchain import toolchain
+from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import ToolchainError
 from edgeact.targets._float16 import in_float16
 
@@ -37,7 +38,12 @@ class GPU:
     proxy = None
 
     def compile(
-        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
     ) -> tuple[str, ...]:
         """Write the program, and as ONNX what ONNX can say; see `Target.compile`."""
         import onnx

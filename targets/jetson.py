@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import InputError, ToolchainError
 from edgeact.quantize.scheme import PORTABLE
 
@@ -48,7 +49,12 @@ class Jetson:
     proxy = "onnxruntime"
 
     def compile(
-        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
     ) -> tuple[str, ...]:
         """Write ONNX, hold it against the rules and a real parser, and add the recipe; see `Target.compile`."""
         import onnx

@@ -7,14 +7,13 @@ TensorFlow Select nor custom ops are ever written: a network that would need the
 """
 
 import importlib.util
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
 from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.quantize.scheme import Scheme
 
@@ -40,7 +39,12 @@ class LiteRT:
     proxy = None
 
     def compile(
-        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
     ) -> tuple[str, ...]:
         """Convert in a process of its own, and check what came out; see `Target.compile`."""
         import torch
@@ -49,7 +53,7 @@ class LiteRT:
             raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
         with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
             torch.export.save(program, Path(work) / "program.pt2")
-            _convert(Path(work) / "program.pt2", folder / "model.tflite", precision)
+            _convert(Path(work) / "program.pt2", folder / "model.tflite", precision, how)
         _refuse_foreign_ops(folder / "model.tflite")
         return ()
 
@@ -68,17 +72,18 @@ class LiteRT:
         return found, ()
 
 
-def _convert(program: Path, artifact: Path, precision: str) -> None:
+def _convert(program: Path, artifact: Path, precision: str, how: Compilation) -> None:
     """Run `_litert_converter`: the converter can crash its process, and JAX in it forbids the caller to fork."""
-    command = [sys.executable, "-P", "-m", "edgeact.targets._litert_converter", program, artifact, precision]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode < 0:
-        raise ToolchainError(f"litert-torch crashed ({signal.Signals(-done.returncode).name}) on this network")
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ToolchainError(
-            f"litert-torch could not convert this network: {lines[-1] if lines else 'it says nothing'}"
-        )
+    command: list[str | Path] = [
+        sys.executable,
+        "-P",
+        "-m",
+        "edgeact.targets._litert_converter",
+        program,
+        artifact,
+        precision,
+    ]
+    run_compiler(command, name="litert-torch", how=how)
 
 
 def _refuse_foreign_ops(path: Path) -> None:

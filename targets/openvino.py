@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.quantize.scheme import Scheme
 
@@ -43,7 +44,12 @@ class OpenVINO:
     proxy = None
 
     def compile(
-        self, program: "ExportedProgram", folder: Path, precision: str, options: Mapping[str, str]
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
     ) -> tuple[str, ...]:
         """Convert, fix the shapes, and save; see `Target.compile`."""
         with _toolchain():

@@ -8,7 +8,8 @@ import numpy as np
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.latency import summarize
 from edgeact.numerics import ladder
-from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.parity import Gates, NotMeasured, Report, judge
+from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
 
 EVIL = "<script>alert('x')</script>\"><img src=//evil onerror=x>[red]&\x1b[31m"

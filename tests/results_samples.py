@@ -20,7 +20,8 @@ from edgeact.bundle import (
 )
 from edgeact.clip import ClipSpec
 from edgeact.latency import summarize
-from edgeact.parity import Gates, NotMeasured, Placement, Report
+from edgeact.parity import Gates, NotMeasured, Report
+from edgeact.placement import Placement
 
 SPEC = ClipSpec(frames=2, short_side=8, crop_height=8, crop_width=8)
 LABELS = ("left", "right", "still")

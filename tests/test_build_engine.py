@@ -18,7 +18,8 @@ import edgeact
 from edgeact.bundle import Bundle
 from edgeact.clip import ClipSpec
 from edgeact.latency import Latency
-from edgeact.parity import Gates, Placement
+from edgeact.parity import Gates
+from edgeact.placement import Placement
 from edgeact.runtime._build_engine import BuildError, facts, placement, read_bundle, read_npy, trtexec_command
 
 

@@ -20,7 +20,8 @@ from edgeact.latency import Latency
 from edgeact.measure import measure
 from edgeact.models import list_models, options_for_spec
 from edgeact.numerics import Numerics
-from edgeact.parity import Gates, NotMeasured, Placement
+from edgeact.parity import Gates, NotMeasured
+from edgeact.placement import Placement
 from edgeact.results import write_results
 from edgeact.runtime import needs_engine
 from edgeact.runtime._memory import peak_memory_mb

@@ -14,7 +14,7 @@ from edgeact._capture import behind_uint8, fold, lower_and_prove
 from edgeact.clip import ClipSpec
 from edgeact.errors import ToolchainError, UnknownNameError
 from edgeact.forecast import Forecast, forecast
-from edgeact.parity import Placement
+from edgeact.placement import Placement
 from edgeact.runtime import load_runner
 from edgeact.targets import check_options, get_target
 

@@ -19,7 +19,8 @@ from edgeact._capture import behind_uint8, fold
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, EngineError, InputError, MissingDependencyError, ToolchainError
 from edgeact.numerics import Numerics
-from edgeact.parity import Gates, Latency, NotMeasured, Placement
+from edgeact.parity import Gates, Latency, NotMeasured
+from edgeact.placement import Placement
 from edgeact.runtime import _candidates, aotinductor, compile_engine, load_runner, needs_engine
 from edgeact.runtime._candidates import Candidate, candidates, choose, load_candidate
 from edgeact.targets import get_target

@@ -23,7 +23,8 @@ from edgeact.data import open_dataset
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
 from edgeact.models import create_model
 from edgeact.numerics import Numerics, compare_outputs
-from edgeact.parity import Gates, Placement
+from edgeact.parity import Gates
+from edgeact.placement import Placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.quantize.scheme import PORTABLE, Scheme
 from edgeact.train import QatConfig, TrainConfig, train

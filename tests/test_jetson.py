@@ -20,7 +20,8 @@ from edgeact.diff import diff
 from edgeact.errors import BundleError, InputError, ToolchainError
 from edgeact.forecast import forecast
 from edgeact.numerics import Numerics, compare_outputs
-from edgeact.parity import IN_FLOAT, Gates, NotMeasured, Placement
+from edgeact.parity import Gates, NotMeasured
+from edgeact.placement import IN_FLOAT, Placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.quantize.scheme import PORTABLE
 from edgeact.runtime import load_runner

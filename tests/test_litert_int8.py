@@ -17,7 +17,7 @@ from edgeact.runtime import load_runner
 from edgeact.targets import get_target
 
 with quiet_torchao():
-    from edgeact.parity import Placement
+    from edgeact.placement import Placement
 from edgeact.quantize.annotate import SchemeQuantizer
 
 SPEC = ClipSpec(frames=2, short_side=24, crop_height=24, crop_width=24)

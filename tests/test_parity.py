@@ -16,7 +16,8 @@ from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.errors import InputError
 from edgeact.latency import Latency, summarize
 from edgeact.numerics import EXACT_DB, Numerics, compare_outputs, ladder
-from edgeact.parity import Gates, NotMeasured, Placement, Report, judge
+from edgeact.parity import Gates, NotMeasured, Report, judge
+from edgeact.placement import Placement
 
 NONE = NotMeasured("not asked")
 

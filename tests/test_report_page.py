@@ -18,7 +18,8 @@ from report_samples import EVIL, accuracy, report, sustained, unmeasured, withou
 from edgeact._plots import film_strip, training_plot
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.errors import MissingDependencyError
-from edgeact.parity import Gates, Placement, Report
+from edgeact.parity import Gates, Report
+from edgeact.placement import Placement
 from edgeact.report import write_html
 
 CURVES = [

@@ -22,7 +22,8 @@ from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, quiet_t
 from edgeact.clip import ClipSpec
 from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
 from edgeact.numerics import Numerics, compare_outputs
-from edgeact.parity import IN_FLOAT, Gates, NotMeasured, Placement
+from edgeact.parity import Gates, NotMeasured
+from edgeact.placement import IN_FLOAT, Placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import check_options, get_target
@@ -330,7 +331,7 @@ def test_a_missing_converter_names_its_extra(
     ("code", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", r"litert-torch crashed \(SIGSEGV\) on this network"),
-        ("import sys; sys.exit('no such op')", "litert-torch could not convert this network: no such op"),
+        ("import sys; sys.exit('no such op')", "litert-torch could not compile this network: no such op; its log: "),
     ],
 )
 def test_a_converter_that_fails_or_crashes_is_an_error(
@@ -338,8 +339,8 @@ def test_a_converter_that_fails_or_crashes_is_an_error(
 ) -> None:
     from edgeact.targets import litert
 
-    run = subprocess.run
-    monkeypatch.setattr(litert.subprocess, "run", lambda _, **more: run([sys.executable, "-c", code], **more))
+    run = litert.run_compiler
+    monkeypatch.setattr(litert, "run_compiler", lambda _, **more: run([sys.executable, "-c", code], **more))
     with pytest.raises(ToolchainError, match=message):
         get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
 
@@ -386,7 +387,7 @@ def test_what_the_litert_converter_wrote_is_checked(
 
     if ops:
         monkeypatch.setattr(interpreter, "Interpreter", Interpreter)
-    monkeypatch.setattr(litert, "_convert", lambda program, artifact, precision: artifact.write_bytes(b"no model"))
+    monkeypatch.setattr(litert, "_convert", lambda program, artifact, *_: artifact.write_bytes(b"no model"))
     with pytest.raises(ToolchainError, match=message):
         get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
 

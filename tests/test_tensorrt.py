@@ -18,7 +18,8 @@ from edgeact.bundle import Bundle
 from edgeact.clip import ClipSpec
 from edgeact.compile import compile_bundle
 from edgeact.errors import BundleError, EngineError, InputError, MissingDependencyError, ToolchainError
-from edgeact.parity import Gates, NotMeasured, Placement
+from edgeact.parity import Gates, NotMeasured
+from edgeact.placement import Placement
 from edgeact.runtime import _build_engine, load_runner
 from edgeact.runtime import tensorrt as runner_module
 from edgeact.runtime.tensorrt import build_plan

@@ -16,7 +16,8 @@ from edgeact.bundle import Bundle
 from edgeact.errors import InputError
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics
-from edgeact.parity import NotMeasured, Placement, Report
+from edgeact.parity import NotMeasured, Report
+from edgeact.placement import Placement
 from edgeact.results import read_results
 from edgeact.runtime import CheckedRunner
 from edgeact.sustained import Sustained

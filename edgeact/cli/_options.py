@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edgeact._vendor_compiler import Compilation
 from edgeact.clip import ClipSpec
 from edgeact.errors import InputError
 from edgeact.parity import Gates, Report
@@ -14,6 +15,7 @@ from edgeact.quantize.options import Calibration
 
 __all__ = [
     "calibration_options",
+    "compilation_options",
     "gate_options",
     "make_gates",
     "make_spec",
@@ -21,6 +23,7 @@ __all__ = [
     "print_report",
     "spec_options",
     "take_calibration",
+    "take_compilation",
     "take_target_options",
     "target_options",
 ]
@@ -72,6 +75,18 @@ calibration_options = _apply(
     ]
 )
 
+compilation_options = _apply(
+    [
+        click.option(
+            "--compile-limit",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="MINUTES",
+            help="Stop a vendor's compiler after this long.  [default: 60]",
+        ),
+        click.option("--sdk", type=click.Path(path_type=Path), help="A vendor's SDK, of a target that can use one."),
+    ]
+)
+
 gate_options = _apply(
     [
         click.option("--min-sqnr", type=float, metavar="DB", help="Lowest SQNR against the reference, in dB."),
@@ -115,6 +130,13 @@ def take_target_options(given: dict[str, Any]) -> dict[str, str]:
     taken = {"backend": given.pop("backend"), "jetpack": given.pop("jetpack")}
     taken["accelerator"] = "dla" if given.pop("dla") else None
     return {name: value for name, value in taken.items() if value is not None}
+
+
+def take_compilation(given: dict[str, Any], *, progress: bool) -> Compilation:
+    """From the `compilation_options`; they are taken out of `given`."""
+    minutes, sdk = given.pop("compile_limit"), given.pop("sdk")
+    limit = {} if minutes is None else {"time_limit_s": 60 * minutes}
+    return Compilation(**limit, sdk=sdk, progress=progress)
 
 
 def take_calibration(asked: dict[str, Any]) -> Calibration:

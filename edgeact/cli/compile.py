@@ -39,7 +39,7 @@ def command(bundle: str, as_json: bool, quiet: bool, **given: Any) -> int:
 def _print(found: "Compiled") -> None:
     from edgeact._format import db, ms
     from edgeact._terminal import plain
-    from edgeact.parity import Placement
+    from edgeact.placement import Placement
 
     built, latency = found.stamp["built"], found.latency
     p50, p95, _ = latency.artifact_p50_p95_p99_ms

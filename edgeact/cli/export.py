@@ -6,12 +6,14 @@ import click
 
 from edgeact.cli._options import (
     calibration_options,
+    compilation_options,
     gate_options,
     make_gates,
     parse_options,
     print_report,
     spec_options,
     take_calibration,
+    take_compilation,
     take_target_options,
     target_options,
 )
@@ -42,6 +44,7 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
     "--num-classes", type=click.IntRange(1), help="Classes of an untrained model.  [default: those of --data]"
 )
 @click.option("--clips", type=click.IntRange(1), help="Most clips to compare, even over the classes.  [default: all]")
+@compilation_options
 @calibration_options
 @click.option(
     "--keep-float",
@@ -74,6 +77,7 @@ def command(
     check_form(target, given["form"])
     given["options"] = take_target_options(given)
     check_options(target, given["options"], precision)
+    given["compilation"] = take_compilation(given, progress=not quiet)
     gates = make_gates(Gates.defaults(precision), given)
     network = find_network(
         name=given.pop("model"),

@@ -19,7 +19,8 @@ from edgeact.bundle import Bundle, open_bundle
 from edgeact.clip import ClipSpec
 from edgeact.engine import Engine, build_engine
 from edgeact.errors import BundleError, InputError
-from edgeact.parity import NotMeasured, Placement
+from edgeact.parity import NotMeasured
+from edgeact.placement import Placement
 
 __all__ = [
     "CheckedRunner",

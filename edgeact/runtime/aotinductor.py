@@ -21,7 +21,8 @@ from edgeact._program import is_float16, read_program
 from edgeact.engine import open_engine
 from edgeact.environment import cpu_name
 from edgeact.errors import MissingDependencyError
-from edgeact.parity import Gates, NotMeasured, Placement
+from edgeact.parity import Gates, NotMeasured
+from edgeact.placement import Placement
 from edgeact.runtime._candidates import LIBRARY, candidates, choose, load_candidate
 
 __all__ = ["MODULES", "Runner", "build", "machine"]

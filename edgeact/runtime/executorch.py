@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
-from edgeact.parity import Placement
+from edgeact.placement import Placement
 
 __all__ = ["MODULES", "Runner"]
 

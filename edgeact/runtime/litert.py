@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import MissingDependencyError, ToolchainError
-from edgeact.parity import IN_FLOAT, Placement
+from edgeact.placement import IN_FLOAT, Placement
 
 __all__ = ["MODULES", "Runner"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
-from edgeact.parity import IN_FLOAT, Placement
+from edgeact.placement import IN_FLOAT, Placement
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 
 __all__ = ["MODULES", "Runner"]

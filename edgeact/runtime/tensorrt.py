@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from edgeact._cache import cache_dir
 from edgeact.engine import open_engine
 from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
-from edgeact.parity import NotMeasured, Placement
+from edgeact.parity import NotMeasured
+from edgeact.placement import Placement
 from edgeact.runtime import _build_engine
 
 __all__ = ["MODULES", "Network", "Runner", "build", "build_plan", "machine"]
