@@ -135,7 +135,7 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
         "artifact": files,
         "spec": job.spec.to_dict(),
         "labels": list(job.labels),
-        "io": _io(job.spec, len(job.labels)),
+        "io": _io(job.spec, len(job.labels), images=job.target.runtime == "coreml"),
         "gates": dataclasses.asdict(job.gates),
         "facts": {
             **facts,
@@ -169,9 +169,14 @@ def engine_notes(job: Job, runner: Runner) -> list[str]:
     return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]
 
 
-def _io(spec: ClipSpec, classes: int) -> dict[str, Any]:
+def _io(spec: ClipSpec, classes: int, *, images: bool) -> dict[str, Any]:
+    """What the artifact takes and gives: the clip, or each of its frames as an image of its own."""
+    clip = {"name": "clip", "dtype": "uint8", "shape": [1, *spec.clip_shape], "layout": "BTHWC", "color": "RGB"}
+    if images:
+        names = [f"frame_{t}" for t in range(spec.frames)]
+        clip = {"names": names, "dtype": "uint8", "shape": list(spec.clip_shape[1:]), "layout": "image", "color": "RGB"}
     return {
-        "input": {"name": "clip", "dtype": "uint8", "shape": [1, *spec.clip_shape], "layout": "BTHWC", "color": "RGB"},
+        "input": clip,
         "output": {"name": "logits", "dtype": "float32", "shape": [1, classes], "layout": "BK"},
         "normalization": "inside the graph",
     }

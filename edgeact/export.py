@@ -176,7 +176,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
     told = job.target.compile(program, folder, job.precision, job.options, job.compilation)
-    files = sorted(file.name for file in folder.iterdir())
+    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     runner = _runner(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     numerics = _ladder(reference, rungs, artifact, [sample.id for sample, _ in shown])
