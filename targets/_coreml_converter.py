@@ -50,7 +50,9 @@ def convert(program: Path, folder: Path, deployment: str, activations: str) -> N
     told = {"deployment": deployment, "operators": dict(kinds.most_common())}
     (folder / "model.operators.json").write_text(json.dumps(told, indent=1) + "\n")
     write_placement(folder, placed(function, layers))
-    model.save(str(folder / "model.mlpackage"))
+    package = folder / "model.mlpackage"
+    model.save(str(package))
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # of ExecuTorch's programs; here empty
 
 
 def placed(function: Any, layers: dict[str, str]) -> Placement:

@@ -153,8 +153,13 @@ def sqnr_db(bundle: Path, clips: list[dict[str, Any]]) -> float:
 def measure(bundle: Path, out: Path, units: str) -> bool:
     """Run the golden clips, write `out`, and tell whether they hold the gates."""
     manifest = read_bundle(bundle)
-    model = load(bundle / "model.mlpackage", units)
-    clips, times = run_golden(bundle, model)
+    try:
+        model = load(bundle / "model.mlpackage", units)
+        clips, times = run_golden(bundle, model)
+    except ImportError:
+        raise
+    except Exception as exc:  # what coremltools raises has no class of its own
+        raise RunError(f"Core ML cannot run it: {exc}") from exc
     where, here = placement(model, units), facts()
     found, gates = sqnr_db(bundle, clips), manifest["gates"]
     results = {

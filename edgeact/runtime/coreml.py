@@ -52,7 +52,7 @@ class Runner:
             return _run_on_mac.load(package, _UNITS)
         except ImportError as exc:
             raise MissingDependencyError("coremltools", "coreml", "running this bundle") from exc
-        except (RuntimeError, OSError, ValueError) as exc:
+        except Exception as exc:  # what coremltools raises has no class of its own
             raise ToolchainError(f"Core ML cannot load {package}: {str(exc).splitlines()[0]}") from exc
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -63,7 +63,7 @@ class Runner:
 
         try:
             logits: NDArray[np.float32] = _run_on_mac.logits(self._model, clip)
-        except RuntimeError as exc:
+        except Exception as exc:  # what coremltools raises has no class of its own
             raise ToolchainError(f"Core ML cannot run this model: {str(exc).splitlines()[0]}") from exc
         return logits
 
