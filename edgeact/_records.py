@@ -160,10 +160,10 @@ def data_notes(evaluation: EvaluationSet) -> list[str]:
 def engine_notes(job: Job, runner: Runner) -> list[str]:
     """What ran here, where a device will run something else."""
     if job.target.proxy:
-        return [
-            f"proxy: {job.target.proxy} {runner.version} ran in place of {job.target.runtime}; on the device, `edgeact "
-            "compile` builds the engine and `edgeact validate` judges it"
-        ]
+        builds = needs_engine(job.target.runtime)
+        device = "; on the device, `edgeact compile` builds the engine and `edgeact validate` judges it"
+        proxy = f"proxy: {job.target.proxy} {runner.version} ran in place of {job.target.runtime}"
+        return [proxy + device * builds]
     if not needs_engine(job.target.runtime):
         return []
     return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]

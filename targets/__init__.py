@@ -39,7 +39,9 @@ def check_precision(target: str, precision: str) -> None:
     if precision not in every:
         raise UnknownNameError("precision", precision, allowed)
     if precision not in allowed:
-        raise InputError(f"target {target!r} does not export {precision}: allowed: {', '.join(allowed)}")
+        why = get_target(target).excluded.get((precision, ""))
+        because = f": {why}" if why else ""
+        raise InputError(f"target {target!r} does not export {precision}{because}: allowed: {', '.join(allowed)}")
 
 
 def check_form(target: str, form: str | None) -> str:
@@ -70,4 +72,9 @@ def check_options(target: str, given: Mapping[str, str], precision: str | None =
             raise UnknownNameError(f"{name} of target {target!r}", value, options[name])
         if why := get_target(target).excluded.get((precision or "", value)):
             raise InputError(f"target {target!r} does not export {precision} with {name} {value}: {why}")
-    return {name: given.get(name, values[0]) for name, values in options.items()}
+    chosen = {name: given.get(name, values[0]) for name, values in options.items()}
+    for name, value in chosen.items():
+        for other in chosen.values():
+            if why := get_target(target).excluded.get((other, value)):
+                raise InputError(f"{name} {value} does not go with {other} on target {target!r}: {why}")
+    return chosen

@@ -59,6 +59,9 @@ target_options = _apply(
         click.option("--dla", is_flag=True, help="Of jetson: for the DLA instead of the GPU; fp16."),
         click.option("--deployment", help="Of coreml: the oldest system, iOS17, iOS18 or iOS26.  [default: iOS17]"),
         click.option("--activations", help="Of coreml in int8: float16, or int8 as well.  [default: float16]"),
+        click.option("--config", help="Of ethos_u: the NPU, as ethos-u55-128.  [default: ethos-u85-256]"),
+        click.option("--system-config", help="Of ethos_u: clock and memories, by Vela's name.  [default: by --config]"),
+        click.option("--memory-mode", help="Of ethos_u: what lies in which memory, by Vela's name.  [default: likewise]"),
     ]
 )
 
@@ -129,7 +132,8 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
 
 def take_target_options(given: dict[str, Any]) -> dict[str, str]:
     """Those of the `target_options` that were given; they are taken out of `given`."""
-    taken = {name: given.pop(name) for name in ("backend", "jetpack", "deployment", "activations")}
+    names = ("backend", "jetpack", "deployment", "activations", "config", "system_config", "memory_mode")
+    taken = {name: given.pop(name) for name in names}
     taken["accelerator"] = "dla" if given.pop("dla") else None
     return {name: value for name, value in taken.items() if value is not None}
 
