@@ -10,6 +10,7 @@ import base64
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 from edgeact._format import ms
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
+from edgeact.placement import PlacedLayer, Placement
 from edgeact.sustained import Sustained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["drop_plot", "film_strip", "latency_plot", "sustained_plot", "training_plot"]
+__all__ = ["drop_plot", "film_strip", "latency_plot", "placement_plot", "sustained_plot", "training_plot"]
 
 # Placeholders no plot would use by chance, and the variables of _report.html that replace them.
 _INK, _MUTED, _GRID, _REFERENCE, _ARTIFACT, _LIMIT = (f"#0a0b0{i}" for i in range(1, 7))
@@ -135,6 +137,54 @@ def sustained_plot(sustained: Sustained) -> str:
     return _figure("sustained", "Latency over minutes", draw, 1.2 + 1.0 * panels, 1.2 + 1.0 * panels)
 
 
+def placement_plot(placement: Placement) -> str:
+    """A bar per layer, coloured by where it runs: its share of the multiply-accumulates, and of the time where told.
+
+    HTML of two SVGs; empty where the layers are not told.
+    """
+    layers = [layer for layer in placement.layers if layer.macs or layer.ms or layer.fallback_ops]
+    panels = [("MACs", _shares([layer.macs for layer in layers])), ("time", _shares([layer.ms for layer in layers]))]
+    panels = [(title, shares) for title, shares in panels if shares]
+    if not panels:
+        return ""
+    units = list(dict.fromkeys(_where(layer) for layer in layers if not layer.fallback_ops))
+    shades = np.linspace(1.0, 0.4, max(len(units), 1))
+
+    def draw(figure: "Figure", wide: bool) -> None:
+        for axes, (title, shares) in zip(
+            figure.subplots(len(panels), 1, sharex=True, squeeze=False).flat, panels, strict=True
+        ):
+            for unit, shade in zip((*units, None), (*shades, 1.0), strict=True):
+                chosen = [
+                    i for i, layer in enumerate(layers) if unit == (None if layer.fallback_ops else _where(layer))
+                ]
+                colour, label = (_LIMIT, "with a fallback") if unit is None else (_ARTIFACT, unit)
+                if chosen:
+                    heights = [shares[i] for i in chosen]
+                    axes.bar(chosen, heights, 0.8, color=colour, alpha=shade, linewidth=0, label=label)
+            axes.set(ylabel=f"% of the {title}")
+            axes.grid(axis="y", color=_GRID)
+        stages = [layer.name.partition(".")[0] for layer in layers]
+        starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+        figure.axes[-1].set_xticks(starts, [stages[i] for i in starts], rotation=90 if len(starts) > 6 else 0)
+        for text in figure.axes[-1].get_xticklabels():
+            text.set_parse_math(False)  # a module's name, not a formula
+        figure.axes[0].legend(frameon=False, labelcolor=_INK, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+
+    height = 0.9 + 1.1 * len(panels)
+    return _figure("placement", "Where each layer runs, and its share of the work", draw, height, height)
+
+
+def _where(layer: PlacedLayer) -> str:
+    return " and ".join(layer.units)
+
+
+def _shares(amounts: Sequence[float | None]) -> list[float]:
+    """In percent; none where no amount is told."""
+    told = [amount or 0.0 for amount in amounts]
+    return [100 * amount / sum(told) for amount in told] if sum(told) > 0 else []
+
+
 def training_plot(curves: Sequence[Mapping[str, Any]]) -> str:
     """Loss, accuracy and learning rate over epochs, whichever are there; empty where none is."""
     panels = []
@@ -202,7 +252,8 @@ def _figure(name: str, label: str, draw: Callable[["Figure", bool], None], wide_
     }
     parts = []
     for wide, size in ((True, (_WIDE_IN, wide_in)), (False, (_NARROW_IN, narrow_in))):
-        with matplotlib.style.context(["default", settings]):  # a user's matplotlibrc has no say
+        with matplotlib.style.context(["default", settings]), warnings.catch_warnings():  # a matplotlibrc has no say
+            warnings.filterwarnings("ignore", "Glyph")  # of a name in another script: the reader's browser has the font
             figure = Figure(figsize=size, layout="constrained", facecolor="none")
             canvas = FigureCanvasSVG(figure)
             draw(figure, wide)

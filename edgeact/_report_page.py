@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._plots import drop_plot, film_strip, latency_plot, sustained_plot, training_plot
+from edgeact._plots import drop_plot, film_strip, latency_plot, placement_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
@@ -17,7 +17,7 @@ from edgeact.parity import NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
 
-__all__ = ["render", "sustained_in_words", "thinned"]
+__all__ = ["placement_in_words", "render", "sustained_in_words", "thinned"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
@@ -50,6 +50,8 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         rungs=_rungs(report),
         drop_plot=drop_plot(accuracy.drop_pt, accuracy.drop_ci95_pt, report.gates.max_drop_pt) if accuracy else "",
         latency_plot=latency_plot(report.latency) if isinstance(report.latency, Latency) else "",
+        placement_plot=placement_plot(report.placement) if isinstance(report.placement, Placement) else "",
+        work=placement_in_words(report.placement) if isinstance(report.placement, Placement) else "",
         training_plot=training_plot(curves),
         sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
         matrix=_matrix(accuracy) if accuracy else None,
@@ -116,6 +118,17 @@ def _sustained(sustained: Sustained) -> dict[str, Any]:
         "remarks": sustained_in_words(sustained),
         "plot": sustained_plot(sustained),
     }
+
+
+def placement_in_words(placement: Placement) -> str:
+    """How much of the work is on fast kernels, and what crosses to and from the accelerator."""
+    words = []
+    if placement.macs is not None:
+        on, off = placement.macs
+        words.append(f"{pct(on / max(on + off, 1))} of {(on + off) / 1e9:.3g} GMAC on fast kernels")
+    if placement.crossing_bytes:
+        words.append(f"{mb(placement.crossing_bytes / 1e6)} to and from the accelerator")
+    return ", ".join(words)
 
 
 def sustained_in_words(sustained: Sustained) -> list[str]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
+from edgeact._macs import macs_by_layer
 from edgeact._quantized import Source, allow_floats, quantize
 from edgeact._records import (
     Job,
@@ -39,6 +40,7 @@ from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_mode
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Report
+from edgeact.placement import Placement
 from edgeact.quantize.options import Int8
 from edgeact.runtime import Runner, compile_engine, load_runner, needs_engine
 from edgeact.runtime._memory import peak_memory_mb
@@ -187,13 +189,16 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     if int8 is not None and int8.asked:
         job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), program, job.target.scheme))
         notes = (_cost_of_floats(job, int8.whole, runner, clip), *notes)
+    placement, macs = runner.placement(), macs_by_layer(folded)
+    if isinstance(placement, Placement):
+        placement = placement.with_macs(macs)
     report = make_report(
         job,
         numerics=numerics,
         reference=reference,
         artifact=artifact,
         latency=_latency(job, runner, folder, clip),
-        placement=runner.placement(),
+        placement=placement,
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
         notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy_note()),
@@ -201,7 +206,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))
     write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
-    write_manifest(folder, make_manifest(job, report, files, facts))
+    write_manifest(folder, make_manifest(job, report, files, {**facts, "macs": macs}))
     return report
 
 

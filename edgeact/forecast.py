@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeact._capture import behind_uint8, check_network, fold
+from edgeact._macs import layer_of, macs_by_node
 from edgeact.clip import ClipSpec
 from edgeact.targets import check_form, check_options, check_precision, get_target
 
@@ -116,7 +117,7 @@ def forecast(
         lowered, _ = rewrite(graph, form, refused=refused)  # type: ignore[arg-type]
         found, notes = asked.refusals(lowered, options, precision)
         refusals = _by_source(found)
-    macs = _macs(graph)
+    macs = macs_by_node(graph)
     layers = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or getattr(node.target, "__name__", "") == "getitem":
@@ -124,7 +125,7 @@ def forecast(
         support, reason = _judge(node.name, native, refusals, refused.get(node))
         layers.append(
             Layer(
-                name=_module(node),
+                name=layer_of(node),
                 op=str(node.target).removeprefix("aten.").partition(".")[0],
                 shape=tuple(getattr(node.meta.get("val"), "shape", ())),
                 macs=macs[node],
@@ -155,32 +156,3 @@ def _by_source(refusals: Mapping["fx.Node", "Refusal"]) -> dict[str, "Refusal"]:
         if source not in worst or (worst[source].runs and not refusal.runs):
             worst[source] = refusal
     return worst
-
-
-def _module(node: "fx.Node") -> str:
-    """Path of the innermost module."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def _macs(graph: "fx.GraphModule") -> dict["fx.Node", int]:
-    """Multiply-accumulates per node, by torch's own counter, on shapes alone."""
-    import torch
-    from torch import fx
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    macs: dict[fx.Node, int] = {}
-
-    class Count(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            before = counter.get_total_flops()
-            value = super().run_node(n)
-            macs[n] = (counter.get_total_flops() - before) // 2
-            return value
-
-    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-        Count(graph).run(*(torch.zeros(tuple(fake.shape), dtype=fake.dtype) for fake in inputs))
-    return macs

@@ -100,11 +100,20 @@ class Placement:
     crossing_bytes: int | None = None
 
     @classmethod
-    def of(cls, ops: Iterable[PlacedOp], kind: Kind, crossing_bytes: int | None = None) -> "Placement":
-        """From what the compiler or the runtime tells of every op that computes."""
+    def of(
+        cls, ops: Iterable[PlacedOp], kind: Kind, crossing_bytes: int | None = None, moving: Iterable[str] = ()
+    ) -> "Placement":
+        """From what the compiler or the runtime tells.
+
+        Args:
+            ops: Every op that computes.
+            kind: See `Placement`.
+            crossing_bytes: See `Placement`.
+            moving: The kernel of each op off the accelerator that only moves or retypes data: told, and no fallback.
+        """
         ops = tuple(ops)
         fallen = [op for op in ops if op.fallback]
-        kernels = Counter(f"{op.unit} {op.kernel}" for op in ops)
+        kernels = Counter(f"{op.unit} {op.kernel}" for op in ops) + Counter(f"outside {name}" for name in moving)
         return cls(
             accelerated_ops=len(ops) - len(fallen),
             fallback_ops=len(fallen),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._report_page import render, sustained_in_words, thinned
+from edgeact._report_page import placement_in_words, render, sustained_in_words, thinned
 from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
@@ -118,7 +118,9 @@ def _placement_rows(placement: Placement | NotMeasured) -> list[tuple[str, str, 
     fallback = f"{placement.fallback_ops} fall back"
     if placement.fallback:
         fallback += ": " + ", ".join(placement.fallback[:5]) + (" …" if len(placement.fallback) > 5 else "")
-    return [("placement", "", f"{placement.accelerated_ops:,} ops", f"{placement.kind}; {fallback}")]
+    rows = [("placement", "", f"{placement.accelerated_ops:,} ops", f"{placement.kind}; {fallback}")]
+    work = placement_in_words(placement)
+    return [*rows, ("work", "", "", work)] if work else rows
 
 
 def _sustained_table(sustained: Sustained) -> "Table":

@@ -100,7 +100,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         failures += _too_many_skipped(bundle, results)
     numerics, latency = _numerics(bundle, results), _latency(bundle, results)
     accuracy, remarks = _accuracy(bundle, results, gates)
-    placement = _placement(results)
+    placement = _placement(bundle, results)
     failures += judge(gates, numerics, accuracy, latency, placement)
     if gates.min_speedup is not None and isinstance(latency, Latency) and not gates.require_all:
         gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
@@ -239,11 +239,15 @@ def _latency(bundle: Bundle, results: Results) -> Latency | NotMeasured:
     )
 
 
-def _placement(results: Results) -> Placement | NotMeasured:
-    """As measured; what a proxy did says so, whatever the results call it."""
-    if isinstance(results.placement, Placement) and results.runtime.proxy_for:
-        return replace(results.placement, kind="proxy")
-    return results.placement
+def _placement(bundle: Bundle, results: Results) -> Placement | NotMeasured:
+    """As measured, with what each layer computes; what a proxy did says so, whatever the results call it."""
+    found = results.placement
+    if isinstance(found, NotMeasured):
+        return found
+    macs = bundle.manifest["facts"].get("macs")
+    if isinstance(macs, dict) and all(type(count) is int for count in macs.values()):
+        found = found.with_macs(macs)
+    return replace(found, kind="proxy") if results.runtime.proxy_for else found
 
 
 def _proxy_note(results: Results) -> tuple[str, ...]:

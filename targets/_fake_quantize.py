@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from edgeact.lowering._lower import keep_origins
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
@@ -36,7 +38,9 @@ def with_fake_quantize(program: "ExportedProgram") -> "ExportedProgram":
     module.graph.eliminate_dead_code()
     module.recompile()
     with torch.no_grad():
-        return torch.export.export(module, *program.example_inputs)
+        exported = torch.export.export(module, *program.example_inputs)
+    keep_origins(module.graph, exported.graph)
+    return exported
 
 
 def _fake(module: fx.GraphModule, node: fx.Node) -> fx.Node:

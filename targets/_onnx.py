@@ -5,6 +5,7 @@ dequantize, conv, add, relu, quantize          as they are: QuantizeLinear and D
 """
 
 import ast
+import math
 from typing import TYPE_CHECKING, Any
 
 from edgeact._toolchain import first_line, toolchain
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
     from torch.export import ExportedProgram
 
-__all__ = ["OLDEST_OPSET", "op_of", "to_onnx"]
+__all__ = ["OLDEST_OPSET", "crossing_bytes", "layer_of", "op_of", "to_onnx"]
 
 OLDEST_OPSET = 17  # TensorRT 8.5's newest (onnx-tensorrt release/8.5-GA, docs/operators.md); torch writes 18 and newer
 _WRITTEN_OPSET = 18
@@ -107,6 +108,25 @@ def _name_nodes(graph: "GraphProto") -> None:
 def op_of(name: str) -> str:
     """Name of the program's node that the ONNX node `name` computes."""
     return name.rpartition("/")[2].partition(".")[0]
+
+
+def layer_of(name: str) -> str:
+    """Path of the module of the user's network that the ONNX node `name` belongs to; empty for its own forward."""
+    return name.rpartition("/")[0]
+
+
+def crossing_bytes(model: "ModelProto") -> int:
+    """Of the inputs and outputs of `model`: what goes to a device that runs the whole of it, and comes back."""
+    from onnx import helper
+
+    total = 0
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.tensor_type
+        total += (
+            math.prod(dim.dim_value for dim in kind.shape.dim)
+            * helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+        )
+    return total
 
 
 def _name_output(graph: "GraphProto", name: str) -> None:

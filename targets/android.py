@@ -7,16 +7,16 @@ weights of convolutions in float32 (op_conv2d.py, force_fp32), so the file is no
 qs8 kernels, up to the logits. `placement.json` lists what was delegated and what was not, as read from the program.
 """
 
-import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeact._macs import layer_of
 from edgeact._toolchain import toolchain
 from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError
+from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from edgeact.targets._target import Refusal
 
 __all__ = ["TARGET", "Android"]
+
+_BACKENDS = {"xnnpack": "XNNPACK", "vulkan": "Vulkan"}
+_OPS_THAT_MOVE = """
+_to_copy _to_dim_order_copy cat clone expand pad permute quantize_per select slice squeeze view
+"""
+# Parts of the names of ops that move or retype data: outside of a delegate they cost a copy.
+_MOVEMENT = _OPS_THAT_MOVE.split()
 
 
 class Android:
@@ -62,10 +69,10 @@ class Android:
                 partitioner=[_partitioner(backend, half=half)],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),  # one more pass over thousands of nodes
             )
-            placement = {"backend": backend} | _placement(edge.exported_program().graph_module)
+            placement = _placement(edge.exported_program().graph_module, backend)
             buffer = edge.to_executorch().buffer
         (folder / "model.pte").write_bytes(buffer)
-        (folder / "placement.json").write_text(json.dumps(placement, indent=1) + "\n")
+        write_placement(folder, placement)
         return ()
 
     def refusals(
@@ -108,19 +115,57 @@ def _partitioner(backend: str, *, half: bool) -> Any:
     return Levels()
 
 
-def _placement(graph: "GraphModule") -> dict[str, Any]:
-    """Ops in each delegate, and outside of all of them, by name."""
-    outside: Counter[str] = Counter()
-    delegates = []
+def _placement(graph: "GraphModule", backend: str) -> Placement:
+    moving = (_name(node) for node in graph.graph.nodes if _moves(node))
+    return Placement.of(_placed(graph, backend), "measured", _crossing_bytes(graph), moving)
+
+
+def _placed(graph: "GraphModule", backend: str) -> Iterator[PlacedOp]:
+    """The ops that compute in each delegate, and outside of all of them, of the lowered graph."""
+    delegates = 0
     for node in graph.graph.nodes:
-        if node.op != "call_function" or getattr(node.target, "__name__", "") == "getitem":
-            continue
-        if str(node.target) == "executorch_call_delegate":
-            inner = getattr(graph, str(node.args[0].target)).original_module.graph_module.graph
-            delegates.append(Counter(_name(op) for op in inner.nodes if op.op == "call_function"))
-        else:
-            outside[_name(node)] += 1
-    return {"delegates": [dict(delegate.most_common()) for delegate in delegates], "outside": dict(outside)}
+        if _computes(node):
+            yield PlacedOp(
+                name=node.name,
+                kernel=_name(node),
+                unit="CPU",
+                layer=layer_of(node),
+                fallback=f"{_name(node)}, outside the delegates",
+            )
+        elif _is_delegate(node):
+            inner = getattr(graph, str(node.args[0].target)).original_module.graph_module
+            for op in filter(_computes, inner.graph.nodes):
+                yield PlacedOp(
+                    name=op.name, kernel=_name(op), unit=f"{_BACKENDS[backend]} {delegates}", layer=layer_of(op)
+                )
+            delegates += 1
+
+
+def _crossing_bytes(graph: "GraphModule") -> int:
+    """Of the tensors that go into delegates and come out of them."""
+    from torch.utils._pytree import tree_leaves
+
+    delegates = [node for node in graph.graph.nodes if _is_delegate(node)]
+    crossing = [node.meta["val"] for delegate in delegates for node in (delegate, *delegate.args[1:])]
+    return sum(value.numel() * value.element_size() for value in tree_leaves(crossing))
+
+
+def _is_delegate(node: "Node") -> bool:
+    return str(node.target) == "executorch_call_delegate"
+
+
+def _computes(node: "Node") -> bool:
+    return _is_op(node) and not _moves(node)
+
+
+def _moves(node: "Node") -> bool:
+    """Whether it moves or retypes data and computes nothing."""
+    return _is_op(node) and any(word in _name(node) for word in _MOVEMENT)
+
+
+def _is_op(node: "Node") -> bool:
+    named = getattr(node.target, "__name__", "") != "getitem"  # which takes one of several results
+    return node.op == "call_function" and named and not _is_delegate(node)
 
 
 def _name(node: Any) -> str:

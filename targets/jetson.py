@@ -4,20 +4,20 @@ An engine belongs to one device, TensorRT and JetPack, so the bundle holds `mode
 needs nothing but the device's own TensorRT. The folded form is the default: 2D convolutions, one launch for all frames;
 depthwise 3D ones have no int8 kernel and slow ones in float (NVIDIA/TensorRT#1198, #1409), and the DLA takes 2D alone.
 fp16 computes in float16 up to the logits. int8 is explicit: symmetric Q/DQ, weights per output channel, bias in float.
-`model.conformance.json` lists what NVIDIA's documented rules say of each node; here ONNX Runtime on the CPU stands in
-for TensorRT, for the numbers alone.
+`placement.json` says what NVIDIA's documented rules say of each node, `model.conformance.json` which rules those are;
+here ONNX Runtime on the CPU stands in for TensorRT, for the numbers alone.
 """
 
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import InputError, ToolchainError
+from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import PORTABLE
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ __all__ = ["TARGET", "Jetson"]
 
 
 class Jetson:
-    """`model.onnx`, `model.conformance.json` and `build_engine.py`."""
+    """`model.onnx`, `placement.json`, `model.conformance.json` and `build_engine.py`."""
 
     summary = "NVIDIA Jetson, through TensorRT"
     precisions = ("fp16", "int8", "fp32")
@@ -73,13 +73,23 @@ class Jetson:
                 float_weights(model)
         if options["accelerator"] == "dla":
             for_dla(model)
-        told = _conformance(model, options) | {"precision": precision, "parsed_by": parser_name()}
+        _check_opset(model, options)
+        placement = _placement(model, options)
+        told = {
+            "jetpack": options["jetpack"],
+            "tensorrt": RELEASES[options["jetpack"]].tensorrt,
+            "accelerator": options["accelerator"],
+            "precision": precision,
+            "parsed_by": parser_name(),
+        }
         onnx.save(model, folder / "model.onnx")
         if (stopped := refused(folder / "model.onnx")) is not None:
             raise ToolchainError(f"{parser_name()} cannot parse node {stopped[0]!r}: {stopped[1]}")
         (folder / "model.conformance.json").write_text(json.dumps(told, indent=1) + "\n")
+        write_placement(folder, placement)
         shutil.copyfile(_build_engine.__file__, folder / "build_engine.py")
-        return (f"ONNX of opset {told['opset']}, {told['nodes']} nodes, held against {_authority(options)}",)
+        opset, nodes = model.opset_import[0].version, len(model.graph.node)
+        return (f"ONNX of opset {opset}, {nodes} nodes, held against {_authority(options)}",)
 
     def refusals(
         self, graph: "GraphModule", options: Mapping[str, str], precision: str
@@ -140,16 +150,16 @@ def _check_opset(model: "ModelProto", options: Mapping[str, str]) -> None:
         )
 
 
-def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, object]:
-    """What the rules say of `model`.
+def _placement(model: "ModelProto", options: Mapping[str, str]) -> Placement:
+    """Where the device's TensorRT would run each node, by its rules.
 
     Raises:
-        InputError: A node that TensorRT would refuse, or an opset that is too new for the JetPack.
+        InputError: A node that it would refuse.
     """
+    from edgeact.targets._onnx import crossing_bytes, layer_of
     from edgeact.targets._tensorrt_rules import RELEASES, compute_ops, refused_nodes
 
-    release = RELEASES[options["jetpack"]]
-    _check_opset(model, options)
+    release, unit = RELEASES[options["jetpack"]], options["accelerator"].upper()
     refused = refused_nodes(model, release, options["accelerator"])
     cannot = {name: refusal for name, refusal in refused.items() if not refusal.runs}
     if cannot:
@@ -158,15 +168,21 @@ def _conformance(model: "ModelProto", options: Mapping[str, str]) -> dict[str, o
             f"TensorRT {release.tensorrt} of JetPack {options['jetpack']} would not build {len(cannot)} of "
             f"{len(model.graph.node)} nodes, first {name}: {refusal.reason}"
         )
-    return {
-        "jetpack": options["jetpack"],
-        "tensorrt": release.tensorrt,
-        "accelerator": options["accelerator"],
-        "opset": model.opset_import[0].version,
-        "nodes": len(model.graph.node),
-        "compute": dict(Counter(op for name, op in compute_ops(model).items() if name not in refused).most_common()),
-        "fallback": {name: refusal.reason for name, refusal in refused.items()},
-    }
+    kinds = dict(compute_ops(model)) | {node.name: node.op_type for node in model.graph.node if node.name in refused}
+    return Placement.of(
+        (
+            PlacedOp(name=name, kernel=kind, unit=unit, layer=layer_of(name), fallback=_reason(refused.get(name)))
+            for name, kind in kinds.items()
+        ),
+        "estimated",
+        crossing_bytes(model),
+    )
+
+
+def _reason(refusal: "Refusal | None") -> str:
+    if refusal is None:
+        return ""
+    return f"{refusal.reason}, in float" if "runs in float" in refusal.reason else refusal.reason
 
 
 TARGET = Jetson()

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeact._macs import layer_of
 from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.quantize.scheme import Scheme
@@ -53,13 +54,11 @@ class OpenVINO:
     ) -> tuple[str, ...]:
         """Convert, fix the shapes, and save; see `Target.compile`."""
         with _toolchain():
-            import openvino as ov
-
             if precision == "int8":
                 from edgeact.targets._fake_quantize import with_fake_quantize
 
                 program = with_fake_quantize(program)
-            model = ov.convert_model(program)
+            model = _convert(program)
             shape = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "clip")
             model.reshape({model.input(0): list(shape.meta["val"].shape)})
             model.input(0).get_tensor().set_names({"clip"})
@@ -92,6 +91,21 @@ class OpenVINO:
                 )
                 return {node: Refusal(f"{node.target}: {reason}", runs=False) for node in nodes}, ()
         return {}, ()
+
+
+def _convert(program: "ExportedProgram") -> Any:
+    """An OpenVINO model, whose ops are named by the layers of the user's network: `layer1.0.conv2/convolution_3/…`."""
+    import openvino as ov
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    decoder = TorchFXPythonDecoder.from_exported_program(program)
+    layers = {node.name: layer_of(node) for node in decoder.pt_module.graph.nodes}
+    model = ov.convert_model(decoder)
+    for op in model.get_ops():
+        name = op.get_friendly_name()
+        if layer := layers.get(name.partition("/")[0]):
+            op.set_friendly_name(f"{layer}/{name}")
+    return model
 
 
 def _save(model: Any, path: Path, *, compress_to_fp16: bool) -> None:

@@ -9,7 +9,7 @@ from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.latency import summarize
 from edgeact.numerics import ladder
 from edgeact.parity import Gates, NotMeasured, Report, judge
-from edgeact.placement import Placement
+from edgeact.placement import PlacedLayer, Placement
 from edgeact.sustained import Sustained, Window
 
 EVIL = "<script>alert('x')</script>\"><img src=//evil onerror=x>[red]&\x1b[31m"
@@ -51,6 +51,17 @@ def report(*, held: bool = True, classes: int = 12, **changes: Any) -> Report:
             fallback=() if held else ("MaxPool3d",),
             kind="measured",
             kernels={"brgconv": 50, "jit": 11},
+            layers=tuple(
+                PlacedLayer(
+                    name=f"layer{i}.conv",
+                    units={"NPU": 1} if held or i else {"CPU": 1},
+                    fallback_ops=int(not held and not i),
+                    macs=10**i,
+                    ms=i / 10,
+                )
+                for i in range(9)
+            ),
+            crossing_bytes=602_112,
         ),
     }
     failures = judge(gates, **parts)

@@ -1,6 +1,7 @@
 """The jetson target: what its ONNX looks like, which rule refuses what, and the proxy that runs it here."""
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgeact.errors import BundleError, InputError, ToolchainError
 from edgeact.forecast import forecast
 from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, NotMeasured
-from edgeact.placement import IN_FLOAT, Placement
+from edgeact.placement import IN_FLOAT, Placement, read_placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.quantize.scheme import PORTABLE
 from edgeact.runtime import load_runner
@@ -283,7 +284,7 @@ def test_a_bundle_and_its_proxy(precision: str, videos: Path, tiny_spec: ClipSpe
     assert report.form == "folded"
     assert isinstance(report.placement, Placement)
     assert (report.placement.kind, report.placement.fallback_ops) == ("estimated", 0)
-    assert report.placement.kernels["gpu Conv"] > 5
+    assert report.placement.kernels["GPU Conv"] > 5
     assert report.latency == NotMeasured("the device alone tells: onnxruntime is a proxy for tensorrt")
     assert any(note.startswith("proxy: onnxruntime ") for note in report.notes)
     assert any("held against NVIDIA's rules for TensorRT 10.3 (JetPack 6.2)" in note for note in report.notes)
@@ -317,9 +318,11 @@ def test_options_that_do_not_go_together() -> None:
 
 def test_a_dla_bundle_tells_what_the_gpu_runs(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:
     model, _ = written(tmp_path, tiny_spec, clips, "fp16", "unrolled", accelerator="dla")
-    told = json.loads((tmp_path / "model.conformance.json").read_text())
-    assert not told["fallback"], "its head is a pooling and a convolution"
-    assert sum(told["compute"].values()) == len(compute_ops(model))
+    told = read_placement(tmp_path)
+    assert not told.fallback, "its head is a pooling and a convolution"
+    assert told.accelerated_ops == len(compute_ops(model))
+    assert {unit for layer in told.layers for unit in layer.units} == {"DLA"}
+    assert told.crossing_bytes == math.prod(tiny_spec.clip_shape) + 4 * 12
     assert not {"Gemm", "ReduceMean"} & {node.op_type for node in model.graph.node}
     outputs = load_runner("onnxruntime", tmp_path, tiny_spec, 1)(clips[0])
     sqnr_db, _, _ = compare_outputs(eager(Residual().eval(), tiny_spec)(clips[0]), outputs)
@@ -367,16 +370,8 @@ def test_a_proxy_of_damaged_files(tiny_spec: ClipSpec, clips: list[Any], tmp_pat
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ToolchainError, match=r"ONNX Runtime cannot load .*model\.onnx"):
         load_runner("onnxruntime", tmp_path, tiny_spec, 1)
-    (tmp_path / "model.conformance.json").write_text("{}")
+    (tmp_path / "placement.json").write_text("{}")
     with pytest.raises(BundleError, match="does not say where each op runs"):
-        load_runner("onnxruntime", tmp_path, tiny_spec, 1)
-
-
-@pytest.mark.parametrize("count", ["1e400", "NaN", "-5", "1.5", "true", '"3"', "1000000001", "null"])
-def test_a_strangers_counts_of_ops(count: str, tiny_spec: ClipSpec, tmp_path: Path) -> None:
-    told = f'{{"accelerator": "GPU", "compute": {{"Conv": {count}}}, "fallback": {{}}}}'
-    (tmp_path / "model.conformance.json").write_text(told)
-    with pytest.raises(BundleError, match=r"does not say where each op runs: .* is no count of ops"):
         load_runner("onnxruntime", tmp_path, tiny_spec, 1)
 
 

@@ -15,11 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from report_samples import EVIL, accuracy, report, sustained, unmeasured, without_reference
 
-from edgeact._plots import film_strip, training_plot
+from edgeact._plots import film_strip, placement_plot, training_plot
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.errors import MissingDependencyError
 from edgeact.parity import Gates, Report
-from edgeact.placement import Placement
+from edgeact.placement import PlacedLayer, Placement
 from edgeact.report import write_html
 
 CURVES = [
@@ -81,7 +81,7 @@ def page(path: Path, shown: Report, **given: Any) -> Page:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take most of a page's time; tests of the rest go without."""
-    for name in ("drop_plot", "latency_plot", "sustained_plot", "training_plot"):
+    for name in ("drop_plot", "latency_plot", "placement_plot", "sustained_plot", "training_plot"):
         monkeypatch.setattr(f"edgeact._report_page.{name}", lambda *_: "")
 
 
@@ -108,7 +108,7 @@ def test_the_page_of_a_model_that_held(tmp_path: Path) -> None:
         "Training",
     ):
         assert words in shown.text, words
-    assert shown.tags["svg"] == 1 + 3 * 2  # the mark; drop, latency and training, each wide and narrow
+    assert shown.tags["svg"] == 1 + 4 * 2  # the mark; drop, latency and training, each wide and narrow
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
@@ -140,7 +140,14 @@ def test_labels_ids_and_everything_else_untrusted_are_escaped(tmp_path: Path) ->
     found = accuracy(12, 1.5, labels)
     found = dataclasses.replace(found, flips=tuple(dataclasses.replace(f, clip=EVIL + f.clip) for f in found.flips))
     fields: dict[str, Any] = dict.fromkeys(("bundle", "target", "model", "precision", "form", "date"), EVIL)
-    placement = Placement(accelerated_ops=1, fallback_ops=1, fallback=(EVIL,), kind=EVIL, kernels={EVIL: 1})
+    placement = Placement(
+        accelerated_ops=1,
+        fallback_ops=1,
+        fallback=(EVIL,),
+        kind=EVIL,
+        kernels={EVIL: 1},
+        layers=(PlacedLayer(name=EVIL + "$", units={EVIL: 1}, macs=1),),
+    )
     hostile = report(
         accuracy=found,
         placement=placement,
@@ -279,3 +286,19 @@ def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"absent/\.r\.html"):
         write_html(report(), tmp_path / "absent" / "r.html")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_picture_of_the_placement() -> None:
+    layers = (
+        PlacedLayer(name="stem", units={"NPU": 2}, macs=3, ms=1.0),
+        PlacedLayer(name="a$_b", units={"NPU": 1, "CPU": 1}, fallback_ops=1, macs=1, ms=3.0),
+        PlacedLayer(name="名前.relu", units={"NPU": 1}, macs=0),
+    )
+    placement = Placement.of((), "measured")
+    drawn = placement_plot(dataclasses.replace(placement, layers=layers))
+    for text in ("% of the MACs", "% of the time", "with a fallback", "NPU", "a$_b", "stem"):
+        assert drawn.count(f">{text}<") >= 2, "wide and narrow"
+    assert "名前" not in drawn, "it computes nothing"
+    untimed = tuple(dataclasses.replace(layer, ms=None) for layer in layers)
+    assert "% of the time" not in placement_plot(dataclasses.replace(placement, layers=untimed))
+    assert placement_plot(placement) == "", "nothing is told of the layers"

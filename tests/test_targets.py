@@ -20,10 +20,11 @@ from torch import Tensor, nn
 import edgeact
 from edgeact._capture import behind_uint8, eager, fold, lower_and_prove, quiet_torchao, run_program
 from edgeact.clip import ClipSpec
-from edgeact.errors import BundleError, InputError, MissingDependencyError, ToolchainError, UnknownNameError
+from edgeact.errors import InputError, MissingDependencyError, ToolchainError, UnknownNameError
+from edgeact.forecast import forecast
 from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, NotMeasured
-from edgeact.placement import IN_FLOAT, Placement
+from edgeact.placement import IN_FLOAT, Placement, read_placement, write_placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import check_options, get_target
@@ -74,7 +75,9 @@ def test_a_lowered_network_on_its_target(
     assert [rung.name for rung in report.numerics.rungs] == rungs
     assert isinstance(report.placement, Placement)
     assert report.placement.fallback_ops == 0
-    assert report.placement.kernels["delegates"] == 1
+    if target == "android":
+        assert len({unit for layer in report.placement.layers for unit in layer.units}) == 1, "one delegate"
+        assert report.placement.macs == (forecast(Small(), target=target, spec=tiny_spec).macs(), 0)
     outside = [name for name in report.placement.kernels if name.startswith("outside")]
     assert len(outside) == 1, "the cast of the uint8 clip alone"
     assert edgeact.validate(bundle, threads=1, rounds=1).held
@@ -143,11 +146,12 @@ def test_int8_on_android_is_what_the_lowered_program_says(
     found, expected = (np.concatenate([run(clip) for clip in clips]) for run in (runner, simulated))
     sqnr_db, _, _ = compare_outputs(expected, found)
     assert sqnr_db > 40, "a value on the edge of two levels may fall on either side"
-    placement = json.loads((tmp_path / "placement.json").read_text())
-    outside = set(placement["outside"]) - {"dim_order_ops._to_dim_order_copy.default"}
+    placement = read_placement(tmp_path)
+    outside = {name for name in placement.kernels if name.startswith("outside")}
     strided = form == "folded" and network is Mixed  # every second frame is cut from the batch
-    assert outside == ({"aten.slice_copy.Tensor"} if strided else set())
-    assert len(placement["delegates"]) == 1 + strided
+    cast = "outside dim_order_ops._to_dim_order_copy.default"
+    assert outside == ({cast, "outside aten.slice_copy.Tensor"} if strided else {cast})
+    assert {unit for layer in placement.layers for unit in layer.units} == {f"XNNPACK {i}" for i in range(1 + strided)}
 
 
 @pytest.mark.parametrize("target", ["android", "litert"])
@@ -209,24 +213,10 @@ def test_what_a_runner_cannot_load(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"TFL3 is not this")
     with pytest.raises(ToolchainError, match="LiteRT cannot load"):
         load_runner("litert", tmp_path, tiny_spec)
-    (tmp_path / "placement.json").write_text('{"backend": "xnnpack", "delegates": [], "outside": {}}')
+    write_placement(tmp_path, Placement.of((), "measured"))
     (tmp_path / "model.pte").write_bytes(b"ET12 is not this" * 8)
     with pytest.raises(ToolchainError, match="ExecuTorch cannot load"):
         load_runner("executorch", tmp_path, tiny_spec)
-
-
-def test_a_placement_that_is_not_one(tmp_path: Path) -> None:
-    from edgeact.runtime.executorch import _read_placement
-
-    file = tmp_path / "placement.json"
-    told = ("", "[]", '{"backend": "xnnpack", "delegates": 3, "outside": {}}', '{"backend": [], "delegates": []}')
-    for text in told:
-        file.write_text(text)
-        with pytest.raises(BundleError, match="does not say what was delegated"):
-            _read_placement(file)
-    file.write_text('{"backend": "cuda", "delegates": [], "outside": {}}')
-    with pytest.raises(BundleError, match="the backend 'cuda' is not known"):
-        _read_placement(file)
 
 
 def test_a_model_that_executorch_cannot_run(tiny_spec: ClipSpec, tmp_path: Path) -> None:
@@ -271,7 +261,8 @@ def test_vulkan_is_compiled_here_and_measured_on_the_phone(videos: Path, tiny_sp
     assert report.accuracy == report.latency == NotMeasured(why)
     assert f"artifact rung: not measured: {why}" in report.notes
     assert isinstance(report.placement, Placement)
-    assert (report.placement.fallback_ops, report.placement.kernels["delegates"]) == (0, 1)
+    assert report.placement.fallback_ops == 0
+    assert {unit for layer in report.placement.layers for unit in layer.units} == {"Vulkan 0"}
     assert report.held
     validated = edgeact.validate(bundle)
     assert validated.numerics == NotMeasured(why)

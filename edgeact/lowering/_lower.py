@@ -84,11 +84,11 @@ def lower(program: "ExportedProgram", *, form: Form = "unrolled", taps: TapsRule
     args, kwargs = tree_unflatten(examples, forward.in_spec)
     with quiet(), torch.no_grad():
         exported = torch.export.export(lowered, args, kwargs)
-    _keep_origins(lowered.graph, exported.graph)
+    keep_origins(lowered.graph, exported.graph)
     return exported
 
 
-def _keep_origins(before: fx.Graph, after: fx.Graph) -> None:
+def keep_origins(before: fx.Graph, after: fx.Graph) -> None:
     """The layers of the user's model and their source lines, which `torch.export.export` drops; in place."""
     calls = ([node for node in graph.nodes if node.op == "call_function"] for graph in (before, after))
     for written, node in zip(*calls, strict=True):

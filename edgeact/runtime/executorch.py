@@ -5,36 +5,22 @@ the executorch package). The apps on the phone use ExecuTorch's own C++, Java or
 """
 
 import importlib.metadata
-import json
 import os
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
-from edgeact.placement import Placement
+from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.placement import Placement, read_placement
 
 __all__ = ["MODULES", "Runner"]
 
 MODULES = ("executorch",)  # one of them must be installed
 
-# Ops that move or retype data: outside of XNNPACK they cost a copy; anything else there is a fallback.
-_MOVEMENT = (
-    "_to_dim_order_copy",
-    "_to_copy",
-    "slice",
-    "select",
-    "view",
-    "permute",
-    "cat",
-    "clone",
-    "expand",
-    "squeeze",
-)
+_VULKAN = b"VulkanBackend"  # the name of its delegates in a program
 
 
 class Runner:
@@ -64,9 +50,10 @@ class Runner:
             raise MissingDependencyError("executorch", "executorch", "running this bundle") from exc
         self.threads = threads or os.cpu_count() or 1
         self.version = importlib.metadata.version("executorch")
-        self._backend, self._delegates, self._outside = _read_placement(folder / "placement.json")
+        self._placement = read_placement(folder)
         # The Python package is built without Vulkan; the phone's runtime has it.
-        self.missing = f"the backend {self._backend} runs on the phone alone" if self._backend != "xnnpack" else None
+        vulkan = _VULKAN in (folder / "model.pte").read_bytes()
+        self.missing = "the backend vulkan runs on the phone alone" if vulkan else None
         self._from_numpy = torch.from_numpy
         pool: Any = portable_lib
         pool._unsafe_reset_threadpool(self.threads)  # one pool for the process; nothing runs while a runner is made
@@ -92,30 +79,4 @@ class Runner:
 
     def placement(self) -> Placement:
         """What the backend took, as the compiler wrote it down; it is fixed when the program is compiled."""
-        name = {"xnnpack": "XNNPACK", "vulkan": "Vulkan"}[self._backend]
-        kernels: Counter[str] = Counter()
-        for delegate in self._delegates:
-            kernels.update({f"{name} {op}": count for op, count in delegate.items()})
-        fallback = {op: n for op, n in self._outside.items() if not any(word in op for word in _MOVEMENT)}
-        return Placement(
-            accelerated_ops=sum(kernels.values()),
-            fallback_ops=sum(fallback.values()),
-            fallback=tuple(f"{op} ({count} times)" for op, count in fallback.items()),
-            kind="measured",
-            kernels=dict(kernels)
-            | {"delegates": len(self._delegates)}
-            | {f"outside {op}": n for op, n in self._outside.items()},
-        )
-
-
-def _read_placement(file: Path) -> tuple[str, list[dict[str, int]], dict[str, int]]:
-    """The backend, the ops of each delegate, and those outside; the file is untrusted."""
-    try:
-        told = json.loads(file.read_text())
-        backend = told["backend"]
-        if backend not in ("xnnpack", "vulkan"):
-            raise ValueError(f"the backend {backend!r} is not known")
-        delegates = [{str(op): int(count) for op, count in delegate.items()} for delegate in told["delegates"]]
-        return backend, delegates, {str(op): int(count) for op, count in told["outside"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise BundleError(f"{file} does not say what was delegated: {exc}") from exc
+        return self._placement

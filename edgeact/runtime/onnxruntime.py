@@ -5,23 +5,19 @@ computed as QuantizeLinear and DequantizeLinear are written, in float between th
 saturate on CPUs without VNNI. Of fp16 the weights, and what passes from layer to layer, are float16.
 """
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
-from edgeact.placement import IN_FLOAT, Placement
+from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.placement import Placement, read_placement
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 
 __all__ = ["MODULES", "Runner"]
 
 MODULES = ("onnxruntime",)  # one of them must be installed
-
-_MAX_OPS = 10**9
 
 
 class Runner:
@@ -47,7 +43,7 @@ class Runner:
             raise MissingDependencyError("onnxruntime", "onnxruntime", "running this bundle on a CPU") from exc
         self.threads = threads or os.cpu_count() or 1
         self.version = str(ort.__version__)
-        self._conformance = _read_conformance(folder / "model.conformance.json")
+        self._placement = read_placement(folder)
         options = session_options(self.threads)
         options.log_severity_level = 3  # errors, which it also raises
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -70,37 +66,7 @@ class Runner:
 
     def placement(self) -> Placement:
         """Where the device's TensorRT would run each op, by the rules that the export asked: estimated."""
-        compute, fallback = self._conformance["compute"], self._conformance["fallback"]
-        named = tuple(
-            f"{node} ({reason}{IN_FLOAT if 'runs in float' in reason else ')'}" for node, reason in fallback.items()
-        )
-        return Placement(
-            accelerated_ops=sum(compute.values()),
-            fallback_ops=len(named),
-            fallback=named,
-            kind="estimated",
-            kernels={f"{self._conformance['accelerator']} {op}": count for op, count in compute.items()},
-        )
-
-
-def _read_conformance(file: Path) -> dict[str, Any]:
-    """What the export wrote; the file is untrusted."""
-    try:
-        told = json.loads(file.read_text())
-        return {
-            "accelerator": str(told["accelerator"]),
-            "compute": {str(op): _count(count) for op, count in told["compute"].items()},
-            "fallback": {str(node): str(reason) for node, reason in told["fallback"].items()},
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise BundleError(f"{file} does not say where each op runs: {exc}") from exc
-
-
-def _count(value: Any) -> int:
-    """How many ops there are: neither a fraction, nor 1e400, which JSON reads as infinity."""
-    if type(value) is not int or not 0 <= value <= _MAX_OPS:
-        raise ValueError(f"{value!r} is no count of ops")
-    return value
+        return self._placement
 
 
 def _first_line(exc: Exception) -> str:

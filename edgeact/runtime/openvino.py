@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import MissingDependencyError, ToolchainError
-from edgeact.placement import IN_FLOAT, Placement
+from edgeact.placement import PlacedOp, Placement
 
 __all__ = ["MODULES", "Runner"]
 
@@ -23,6 +22,8 @@ _WEIGHTED = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 # What the frontend calls the results of convolutions and linear layers: the first has no number.
 _LAYER = re.compile(r"(convolution|linear)(?:_(\d+))?:0")
 _LAYERS_BYTES = 1 << 30  # of results that are held at a time
+
+_PROFILED_RUNS = 11
 
 _COMPUTE = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Pooling", "Reduce", "Eltwise", "Subgraph"}
 
@@ -100,28 +101,44 @@ class Runner:
         return [[name for _, name in part] for _, part in groupby(parts, lambda pair: pair[0])]
 
     def placement(self) -> Placement:
-        """Which kernel runs each compute op, read from the compiled model.
+        """Which kernel runs each compute op, read from the compiled model, and its time in a profiled one.
 
         In an int8 model a convolution or linear layer that runs in float is a fallback.
         """
-        kernels: Counter[str] = Counter()
-        fallback = []
+        times_ms, ops = self._times_ms(), []
         for op in self._compiled.get_runtime_model().get_ordered_ops():
             info: dict[str, Any] = op.get_rt_info()
-            if info["layerType"].value not in _COMPUTE:
+            kind, primitive = info["layerType"].value, info["primitiveType"].value
+            if kind not in _COMPUTE:
                 continue
-            kernel = f"{info['layerType'].value} {info['primitiveType'].value}"
-            kernels[kernel] += 1
-            in_float = self._int8 and info["layerType"].value in _WEIGHTED and not kernel.lower().endswith("_i8")
-            if in_float or "ref" in info["primitiveType"].value.split("_"):
-                fallback.append(f"{op.get_friendly_name()} ({kernel}{IN_FLOAT if in_float else ')'}")
-        return Placement(
-            accelerated_ops=sum(kernels.values()) - len(fallback),
-            fallback_ops=len(fallback),
-            fallback=tuple(fallback),
-            kind="measured",
-            kernels=dict(kernels.most_common()),
-        )
+            in_float = self._int8 and kind in _WEIGHTED and not primitive.lower().endswith("_i8")
+            reason = f"{kind} {primitive}" if in_float or "ref" in primitive.split("_") else ""
+            ops.append(
+                PlacedOp(
+                    name=op.get_friendly_name(),
+                    kernel=f"{kind} {primitive}",
+                    unit="CPU",
+                    layer=_layer(info["originalLayersNames"].value or op.get_friendly_name()),
+                    fallback=f"{reason}, in float" if in_float else reason,
+                    ms=times_ms.get(op.get_friendly_name()),
+                )
+            )
+        return Placement.of(ops, "measured", crossing_bytes=0)
+
+    def _times_ms(self) -> dict[str, float]:
+        """Median time of each op of the compiled model."""
+        model = self._core.read_model(self._file)
+        request = self._core.compile_model(model, "CPU", self._config | {"PERF_COUNT": True}).create_infer_request()
+        clip, runs = np.zeros(self._shape, np.uint8), []
+        for _ in range(_PROFILED_RUNS):
+            request.infer([clip])
+            runs.append({op.node_name: op.real_time.total_seconds() * 1e3 for op in request.get_profiling_info()})
+        return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+
+
+def _layer(names: str) -> str:
+    """The layer of the first of the ops that a kernel computes, `layer1.0.conv2/convolution_3/…,layer1.0.relu/…`."""
+    return names.partition(",")[0].partition("/aten.")[0].rpartition("/")[0]
 
 
 def _result_names(op: Any) -> set[str]:
