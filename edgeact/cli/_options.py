@@ -57,6 +57,8 @@ target_options = _apply(
         click.option("--backend", help="Of android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]"),
         click.option("--jetpack", help="Of jetson: the release on the device, 5.1, 6.0, 6.1 or 6.2.  [default: 6.2]"),
         click.option("--dla", is_flag=True, help="Of jetson: for the DLA instead of the GPU; fp16."),
+        click.option("--soc", help="Of qualcomm: the chip, as SM8550 or QCM6490.  [default: SM8650]"),
+        click.option("--activations", help="Of qualcomm, int8: activations in int8 or int16.  [default: int8]"),
     ]
 )
 
@@ -128,6 +130,7 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
 def take_target_options(given: dict[str, Any]) -> dict[str, str]:
     """Those of the `target_options` that were given; they are taken out of `given`."""
     taken = {"backend": given.pop("backend"), "jetpack": given.pop("jetpack")}
+    taken |= {name: given.pop(name) for name in ("soc", "activations")}
     taken["accelerator"] = "dla" if given.pop("dla") else None
     return {name: value for name, value in taken.items() if value is not None}
 
