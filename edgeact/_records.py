@@ -18,7 +18,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
-from edgeact.runtime import Runner, needs_engine
+from edgeact.runtime import Runner, emulation_of, needs_engine
 from edgeact.targets import Target, get_target
 
 if TYPE_CHECKING:
@@ -164,6 +164,8 @@ def engine_notes(job: Job, runner: Runner) -> list[str]:
         device = "; on the device, `edgeact compile` builds the engine and `edgeact validate` judges it"
         proxy = f"proxy: {job.target.proxy} {runner.version} ran in place of {job.target.runtime}"
         return [proxy + device * builds]
+    if emulation := emulation_of(runner):
+        return [f"emulated: {emulation} ({runner.version}) ran the artifact: its logits count, its time says nothing"]
     if not needs_engine(job.target.runtime):
         return []
     return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]

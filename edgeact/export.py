@@ -36,13 +36,13 @@ from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, wri
 from edgeact.clip import ClipSpec, normalize
 from edgeact.environment import busy_note, device_name
 from edgeact.errors import InputError
-from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
+from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, balanced, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.quantize.options import Int8
-from edgeact.runtime import Runner, compile_engine, load_runner, needs_engine
+from edgeact.runtime import Runner, compile_engine, emulation_of, load_runner, needs_engine, sample_of
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import check_form, check_options, check_precision, get_target
 
@@ -95,7 +95,8 @@ def export(
         facts: More facts for the manifest, such as those of the training.
         notes: Remarks for the report.
         gates: Limits to hold; `Gates.defaults(precision)` by default.
-        clips: Most clips of the held-out part, even over the classes; all by default.
+        clips: Most clips of the held-out part, even over the classes; by default all, or a sample where the artifact
+            runs in an emulator.
         int8: How the int8 network is made; for that precision alone.
         compilation: The time limit of a vendor's compiler, and the SDK where one is used.
         threads: CPU threads of both sides of the latency comparison; 0 takes every core.
@@ -126,6 +127,8 @@ def export(
         on_corrupt=on_corrupt,
         progress=progress,
     )
+    if clips is None:
+        notes = (*notes, *_sample(evaluation, target))
     source = None
     if precision == "int8":
         how: dict[str, Any] = {"on_corrupt": on_corrupt, "progress": progress}
@@ -152,6 +155,17 @@ def export(
         report = _build(job, draft.folder, Path(out), facts=facts, notes=notes)
         draft.held = report.held
     return open_bundle(report.bundle)
+
+
+def _sample(evaluation: EvaluationSet, target: str) -> list[str]:
+    """Leave as many clips as the target's runner can be judged by here, and say so."""
+    kind, whole = get_target(target), evaluation.dataset
+    most = sample_of(kind.proxy or kind.runtime)
+    if most is None or most >= len(whole.samples):
+        return []
+    evaluation.dataset = balanced(whole, max(most, len(whole.labels)))
+    taken = len(evaluation.dataset.samples)
+    return [f"a sample of {taken} of {len(whole.samples)} clips is compared: emulation is slow; --clips takes more"]
 
 
 def _run_reference(job: Job) -> Outputs:
@@ -252,6 +266,8 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
         return NotMeasured(runner.missing)
     if job.target.proxy:
         return NotMeasured(f"the device alone tells: {job.target.proxy} is a proxy for {job.target.runtime}")
+    if emulation := emulation_of(runner):
+        return NotMeasured(f"emulated: the device alone tells, and here is {emulation}")
 
     clip_BCTHW = torch.from_numpy(normalize(clip, job.spec))
     with torch.inference_mode():
@@ -269,7 +285,7 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
 
 def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArray[np.uint8]) -> str:
     """The artifact beside one with every layer in int8, in one interleaved run."""
-    if runner.missing or job.target.proxy:
+    if runner.missing or job.target.proxy or emulation_of(runner):
         return f"int8: what the layers in float cost is not measured: {runner.missing or 'a device alone tells'}"
     with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
         program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)

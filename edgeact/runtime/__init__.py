@@ -26,12 +26,14 @@ __all__ = [
     "CheckedRunner",
     "Runner",
     "compile_engine",
+    "emulation_of",
     "is_installed",
     "load",
     "load_runner",
     "modules_of",
     "needs_engine",
     "runtime_here",
+    "sample_of",
 ]
 
 
@@ -81,6 +83,17 @@ class CheckedRunner:
                 f"{clip.shape}; edgeact.video.read_clip(path, bundle.spec) makes one"
             )
         return self.runner(clip if clip.flags.c_contiguous else np.ascontiguousarray(clip))
+
+
+def emulation_of(runner: Runner) -> str | None:
+    """What computes here as the device's hardware would, so that its time says nothing; None where that is at hand."""
+    return getattr(runner, "emulation", None)
+
+
+def sample_of(runtime: str) -> int | None:
+    """Most clips to judge an export by, where one takes seconds on this machine; None where all are taken."""
+    sample: int | None = getattr(_module(runtime), "sample", lambda: None)()
+    return sample
 
 
 def modules_of(runtime: str) -> tuple[str, ...]:

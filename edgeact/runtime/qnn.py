@@ -56,7 +56,7 @@ class Runner:
         self.threads = threads or os.cpu_count() or 1
         model = folder / "model.context.onnx"
         self._session = open_session(model, {}, threads=self.threads)
-        self.version = f"{importlib.metadata.version('onnxruntime-qnn')} (onnxruntime-qnn)"
+        self.version = f"{importlib.metadata.version('onnxruntime-qnn')} (onnxruntime-qnn, QNN {_qnn_version()})"
         self.emulation = "QNN's x86 library in place of a Hexagon HTP" if _is_emulated() else None
         self._placement = read_placement(folder)
 
@@ -111,6 +111,12 @@ def open_session(
         return ort.InferenceSession(model, options)
     except Exception as exc:  # of many classes of its own, all derived from Exception alone
         raise ToolchainError(f"QNN cannot load {model}: {_first_line(exc)}") from exc
+
+
+def _qnn_version() -> str:
+    from onnxruntime_qnn.build_and_package_info import qnn_version
+
+    return str(qnn_version)
 
 
 def _devices(ort: Any) -> list[Any]:
