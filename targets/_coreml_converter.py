@@ -60,9 +60,10 @@ def placed(function: Any, layers: dict[str, str]) -> Placement:
 
     Args:
         function: Of an mlprogram.
-        layers: Path of the user's module by the name of the op that the operator was made of.
+        layers: Path of the user's module by the name of the op that the operator was made of, and of the `logits`.
     """
     ops, away = [], {}
+    results = {value.name for value in function.outputs}
     for op in function.operations:
         kind = op.op_type
         if kind.startswith(_CONSTANT):
@@ -73,12 +74,14 @@ def placed(function: Any, layers: dict[str, str]) -> Placement:
             continue
         away[op] = refused(kind, [tuple(value.shape) for value in (*data, *op.outputs)], _kernel(op))
         name = op.outputs[0].name
+        after = [name, *(reader.outputs[0].name for reader in op.outputs[0].child_ops)]  # a cast may be the last
+        origin = "logits" if results.intersection(after) else name.removesuffix("_cast_fp16")
         ops.append(
             PlacedOp(
                 name=name,
                 kernel=kind,
                 unit=CPU_OR_GPU if away[op] else NEURAL_ENGINE,
-                layer=layers.get(name.removesuffix("_cast_fp16")),
+                layer=layers.get(origin),
                 fallback=away[op],
             )
         )

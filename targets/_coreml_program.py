@@ -114,9 +114,10 @@ def _from_images(
 
 
 def layers_of(program: ExportedProgram) -> dict[str, str]:
-    """Path of the innermost module of the user's network by the name of each op; empty for its own forward."""
+    """Path of the innermost module of the user's network by the name of each op, and of the result; or empty."""
     stacks = {node.name: list((node.meta.get("nn_module_stack") or {}).values()) for node in program.graph.nodes}
-    return {name: str(stack[-1][0]) for name, stack in stacks.items() if stack}
+    layers = {name: str(stack[-1][0]) for name, stack in stacks.items() if stack}
+    return layers | {"logits": layers.get(program.graph_signature.user_outputs[0] or "", "")}
 
 
 def untranslated(graph: fx.Graph) -> list[fx.Node]:
@@ -129,5 +130,14 @@ def untranslated(graph: fx.Graph) -> list[fx.Node]:
         node
         for node in ops
         if not getattr(node.target, "__name__", "").startswith(skipped)
+        and not _decomposes(node.target)
         and _TORCH_OPS_REGISTRY.get_func(str(node.target)) is None
     ]
+
+
+def _decomposes(op: Any) -> bool:
+    """Whether `run_decompositions` writes it as other ops."""
+    key = "CompositeImplicitAutograd"
+    if not isinstance(op, torch._ops.OpOverload):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(str(op._name), key)

@@ -77,6 +77,7 @@ class CoreML:
     }
     excluded: ClassVar[Mapping[tuple[str, str], str]] = {
         ("fp16", "int8"): "activations in int8 go with weights in int8: --precision int8",
+        ("fp32", ""): "the Neural Engine computes in float16 alone",
     }
     runtime = "coreml"
     proxy = None
