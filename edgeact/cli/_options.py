@@ -59,7 +59,7 @@ target_options = _apply(
         click.option("--dla", is_flag=True, help="Of jetson: for the DLA instead of the GPU; fp16."),
         click.option("--config", help="Of ethos_u: the NPU, as ethos-u55-128.  [default: ethos-u85-256]"),
         click.option("--system-config", help="Of ethos_u: clock and memories, by Vela's name.  [default: by --config]"),
-        click.option("--memory-mode", help="Of ethos_u: what lies in which memory, by Vela's name.  [default: likewise]"),
+        click.option("--memory-mode", help="Of ethos_u: what lies where, by Vela's name.  [default: by --config]"),
     ]
 )
 
