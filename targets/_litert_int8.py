@@ -124,11 +124,13 @@ _MOVEMENT = (_aten.permute.default, _aten.reshape.default, _aten.view.default, _
 
 
 def _constant(module: fx.GraphModule, node: Any) -> Any:
-    return operator.attrgetter(str(node.target))(module) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    return operator.attrgetter(str(node.target))(module)
 
 
 def _depthwise(module: fx.GraphModule, scale: torch.Tensor, offset: torch.Tensor) -> tuple[fx.Node, fx.Node]:
-    """Weight, behind its quantize and dequantize ops, and bias of the normalisation, inserted where the graph stands."""
+    """Weight, behind its quantize and dequantize ops, and bias of the normalisation, put where the graph stands."""
     steps = scale.abs().flatten() / 127
     zeros = torch.zeros(scale.numel(), dtype=torch.int64)
     values = {"weight": scale.reshape(-1, 1, 1, 1), "bias": offset.flatten(), "scale": steps, "zero": zeros}

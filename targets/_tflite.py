@@ -2,7 +2,6 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ _BESIDE = ("relu", "clamp", "hardtanh", "quantize_per_channel", "quantize_per_te
 def finish(path: Path, *, int8: bool) -> None:
     """Give every op of `path` the layer that it computes as its result's name, and an int8 file integers at its ends.
 
-    A name reads `layer1.0.conv2/convolution_17`, the last the op's place; the clip keeps its own, and the other tensors,
-    whose names weigh a tenth of a file and say nothing, get none.
+    A name reads `layer1.0.conv2/convolution_17`, the last its place; the clip keeps its own name, and the other
+    tensors, whose names weigh a tenth of a file and say nothing, get none.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -62,7 +61,8 @@ def _origin(names: list[str]) -> str:
     """`layer/op` of the converter's names of a result and of the constants behind it, each of all ops that it fused."""
     parts = [part for name in names for part in re.findall(r"[^;]*/[a-z_]+(?:2d)?(?=\d*(?:;|$))", name)]
     told = next((part for part in parts if part.rpartition("/")[2] in _WEIGHTED), None)
-    return told or next((part for part in parts if part.rpartition("/")[2] not in _BESIDE), (*parts, "/")[0])
+    first = (*parts, "/")[0]
+    return str(told or next((part for part in parts if part.rpartition("/")[2] not in _BESIDE), first))
 
 
 def _quantize_the_clip(model: Any) -> None:

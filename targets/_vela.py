@@ -26,11 +26,9 @@ from edgeact.placement import PlacedOp, Placement, write_placement
 __all__ = ["Estimate", "compile_for_npu"]
 
 # Ops that move or retype data compute nothing, on the NPU or beside it.
-_MOVEMENT = frozenset(
-    """
-    Cast Concat Concatenation Dequantize ExpandDims Pack Pad PadV2 Quantize Reshape Slice Split SplitV Squeeze
-    StridedSlice Transpose Unpack
-    """.split()
+_MOVEMENT = (
+    *("Cast", "Concat", "Concatenation", "Dequantize", "ExpandDims", "Pack", "Pad", "PadV2", "Quantize", "Reshape"),
+    *("Slice", "Split", "SplitV", "Squeeze", "StridedSlice", "Transpose", "Unpack"),
 )
 
 
@@ -122,8 +120,8 @@ def _reason(said: str) -> str:
 
 def _refused(said: str) -> dict[str, str]:
     """Why an op is on the CPU, by the name of its result."""
-    found = re.findall(r"^Warning \(supported operators\) operator: \S+, ofm: '(.*)'\nReason: (.*)$", said, re.MULTILINE)
-    return dict(found)
+    warning = r"^Warning \(supported operators\) operator: \S+, ofm: '(.*)'\nReason: (.*)$"
+    return dict(re.findall(warning, said, re.MULTILINE))
 
 
 def _estimate(summary: Mapping[str, str], config: str, system_config: str, memory_mode: str) -> Estimate:
@@ -148,20 +146,19 @@ def _placement(
     rows: list[dict[str, str]], refused: Mapping[str, str], clock_mhz: float
 ) -> tuple[Placement, Counter[str]]:
     """Of every op that computes, where it runs; and the movement that is left on the CPU."""
-    ops, moved = [], Counter[str]()
+    ops, moving = [], []
     for row in rows:
         op, unit, name = row["Original Operator"], row["Target"], row["Name"]
-        if op in _MOVEMENT:
-            moved[op] += unit == "CPU"
-            continue
-        ops.append(
-            PlacedOp(
+        if op not in _MOVEMENT:
+            placed = PlacedOp(
                 name=name or op,
                 kernel=op,
                 unit=unit,
                 layer=name.rpartition("/")[0] if "/" in name else None,
-                fallback="" if unit == "NPU" else refused.get(name, "Vela leaves it to the CPU"),
+                fallback="" if unit == "NPU" else f"{op}: {refused.get(name, 'Vela leaves it to the CPU')}",
                 ms=int(row["Op Cycles"]) / clock_mhz / 1e3 if unit == "NPU" else None,
             )
-        )
-    return Placement.of(ops, "estimated"), +moved
+            ops.append(placed)
+        elif unit == "CPU":
+            moving.append(op)
+    return Placement.of(ops, "estimated", moving=moving), Counter(moving)

@@ -1,10 +1,10 @@
 """Arm Ethos-U: a .tflite that Vela compiles for the NPU, beside the portable one that it came from.
 
-`model_vela.tflite` is for TensorFlow Lite Micro and Arm's driver: one custom op, int8 logits. `model.tflite` is the same
-network before Vela: what runs here, on LiteRT's reference kernels, to which the NPU is bit-exact (Arm, ML embedded
-evaluation kit, FAQ; Vela's operators are those of TFLite's reference). An Ethos-U has no 3-D convolution and
-computes in integers alone, so time is lowered and the clip is normalised in int8. Time, memory and traffic are Vela's
-estimates: `estimate.json`, and by layer `placement.json`.
+`model_vela.tflite` is for TensorFlow Lite Micro and Arm's driver: one custom op, int8 logits. `model.tflite` is the
+same network before Vela, which runs here on LiteRT's reference kernels: Vela is written to give their bits (a
+difference from them is a defect that it mends, as MLBEDSW-5029 of ethos-u-vela), and no NPU is here to prove it. An
+Ethos-U has no 3-D convolution and computes in integers alone, so time is lowered and the clip is normalised in int8.
+Time, memory and traffic are Vela's estimates: `estimate.json`, and by layer `placement.json`.
 """
 
 import importlib.util

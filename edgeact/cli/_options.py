@@ -60,8 +60,9 @@ target_options = _apply(
         click.option("--deployment", help="Of coreml: the oldest system, iOS17, iOS18 or iOS26.  [default: iOS17]"),
         click.option("--config", help="Of ethos_u: the NPU, as ethos-u55-128.  [default: ethos-u85-256]"),
         click.option("--system-config", help="Of ethos_u: clock and memories, by Vela's name.  [default: by --config]"),
-        click.option("--memory-mode", help="Of ethos_u: what lies in which memory, by Vela's name.  [default: likewise]"),
-        click.option("--soc", help="Of qualcomm: the chip, as SM8550 or QCM6490.  [default: SM8650]"),
+        click.option("--memory-mode", help="Of ethos_u: what lies where, by Vela's name.  [default: by --config]"),
+        click.option("--npu", help="Of litert in int8: hold it against google-tensor, mediatek or qualcomm."),
+        click.option("--soc", help="Of qualcomm, or of litert with --sdk: the chip, as SM8550.  [default: SM8650]"),
         click.option(
             "--activations",
             help="Of int8: on qualcomm int8 or int16, on coreml float16 or int8.  [default: the first of them]",
@@ -136,7 +137,7 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
 
 def take_target_options(given: dict[str, Any]) -> dict[str, str]:
     """Those of the `target_options` that were given; they are taken out of `given`."""
-    names = ("backend", "jetpack", "soc", "activations", "deployment", "config", "system_config", "memory_mode")
+    names = ("backend", "jetpack", "npu", "soc", "activations", "deployment", "config", "system_config", "memory_mode")
     taken = {name: given.pop(name) for name in names}
     taken["accelerator"] = "dla" if given.pop("dla") else None
     return {name: value for name, value in taken.items() if value is not None}
