@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import MissingDependencyError, ToolchainError
-from edgeact.placement import IN_FLOAT, PlacedOp, Placement
+from edgeact.placement import IN_FLOAT, PlacedOp, Placement, read_placement
 
 __all__ = ["MODULES", "Runner"]
 
@@ -56,6 +56,7 @@ class Runner:
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
         interpreter, distribution = _interpreter()
         self.threads = threads or os.cpu_count() or 1
+        self._for_npu = read_placement(folder) if (folder / "placement.json").exists() else None
         self.version = importlib.metadata.version(distribution) + f" ({distribution})"
         try:
             self._interpreter = interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
@@ -77,11 +78,15 @@ class Runner:
         return ()
 
     def placement(self) -> Placement:
-        """Which ops XNNPACK took: those that the outputs need and no delegate computes are outside.
+        """Where the NPU's compiler or its rules put each op, of a bundle for one; else which ops XNNPACK took.
+
+        Of XNNPACK: those that the outputs need and no delegate computes are outside.
 
         The interpreter lists the original ops beside the delegates that replaced them, so the way back from what a
         delegate gives ends at what it takes. In an int8 model a convolution or linear layer in float is a fallback.
         """
+        if self._for_npu is not None:
+            return self._for_npu
         ops = self._interpreter._get_ops_details()
         delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
         unit, outside = _units(ops, delegates, self._output)
@@ -115,7 +120,7 @@ class Runner:
 
 def _fallback(op: dict[str, Any], floats: Collection[int], outside: Collection[int]) -> str:
     if op["index"] in floats:
-        return op["op_name"] + IN_FLOAT.removesuffix(")")
+        return str(op["op_name"]) + IN_FLOAT.removesuffix(")")
     return f"{op['op_name']}, outside of XNNPACK" if op["index"] in outside else ""
 
 
