@@ -30,7 +30,17 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["Call", "behind_uint8", "check_network", "eager", "fold", "lower_and_prove", "quiet_torchao", "run_program"]
+__all__ = [
+    "Call",
+    "behind_uint8",
+    "check_network",
+    "eager",
+    "fold",
+    "lower_and_prove",
+    "quiet_torchao",
+    "round_weights_alone",
+    "run_program",
+]
 
 Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
 
@@ -242,10 +252,16 @@ def _unrounded(program: "ExportedProgram") -> "GraphModule":
 
     module = program.module(check_guards=False)
     assert isinstance(module, torch.fx.GraphModule)
+    return round_weights_alone(module)
+
+
+def round_weights_alone(module: "GraphModule") -> "GraphModule":
+    """`module`, changed: an int8 network whose activations are not rounded; weights and their scales stay."""
     for node in module.graph.nodes:
         dequantizes = str(node.target).startswith("quantized_decomposed.dequantize_per_tensor")
-        if dequantizes and node.args[0].op == "call_function":  # not a constant
-            node.replace_all_uses_with(node.args[0].args[0])
+        stored: Any = node.args[0] if dequantizes else None
+        if stored is not None and stored.op == "call_function":  # not a constant
+            node.replace_all_uses_with(stored.args[0])
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

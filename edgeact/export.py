@@ -6,6 +6,7 @@
 Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a uint8 `clip_BTHWC` with B=1 to the same.
 """
 
+import copy
 import dataclasses
 import os
 import tempfile
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
+from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, round_weights_alone, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact._macs import macs_by_layer
@@ -187,6 +188,8 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     if job.int8 is not None:
         int8 = quantize(network, job.int8, job.target.scheme)
         network, facts = int8.network, {**facts, "quantization": int8.facts}
+        if job.options.get("activations") == "float16":  # the rungs are of what the artifact computes
+            network = round_weights_alone(copy.deepcopy(network))
         rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":

@@ -13,24 +13,14 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-__all__ = ["as_images", "layers_of", "round_weights_alone", "untranslated"]
+from edgeact._capture import round_weights_alone
+
+__all__ = ["as_images", "layers_of", "untranslated"]
 
 _aten = torch.ops.aten
 
 _RETYPES = {_aten._to_copy.default, _aten.to.dtype}
 _MOVES = {_aten.reshape.default, _aten.view.default, _aten.permute.default, _aten.slice.Tensor}
-
-
-def round_weights_alone(program: ExportedProgram) -> fx.GraphModule:
-    """The graph of an int8 program whose activations are not rounded: weights and their scales are as they were."""
-    module = _graph(program)
-    for node in module.graph.nodes:
-        dequantizes = str(node.target).startswith("quantized_decomposed.dequantize_per_tensor")
-        if dequantizes and node.args[0].op == "call_function":  # not a constant
-            node.replace_all_uses_with(node.args[0].args[0])
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
 
 
 def _graph(program: ExportedProgram) -> fx.GraphModule:
@@ -49,7 +39,7 @@ def as_images(program: ExportedProgram, *, activations: bool = True) -> Exported
     Returns:
         T tensors, float32 `[1, 3, H, W]` in 0..255 -> `logits_BK`, in the dialect that coremltools reads.
     """
-    module = _graph(program) if activations else round_weights_alone(program)
+    module = _graph(program) if activations else round_weights_alone(_graph(program))
     clip = next(node for node in module.graph.nodes if node.op == "placeholder")
     _, frames, height, width, _ = clip.meta["val"].shape
     with module.graph.inserting_before(clip):

@@ -105,9 +105,7 @@ class _Head:
         return first, len(frames)
 
 
-def _moved(
-    node: "NodeProto", places: NDArray[np.int64], constants: dict[str, NDArray[Any]]
-) -> NDArray[np.int64]:
+def _moved(node: "NodeProto", places: NDArray[np.int64], constants: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
     from onnx.reference import ReferenceEvaluator
 
     assert node.op_type in _MOVES, f"{node.op_type} reads a raw clip"

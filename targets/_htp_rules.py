@@ -51,7 +51,7 @@ def refused_nodes(model: "ModelProto") -> Mapping[str, Refusal]:
             found[node.name] = Refusal(f"{node.op_type}: not among the ops of QNN's provider ({_TABLE})", runs=False)
         elif node.op_type in _POOLS and ranks.get(node.input[0]) == 5:
             found[node.name] = Refusal(
-                f"{node.op_type}: HTP has no 3-D pooling (\"QNN NPU does not support PoolMax3d\"): export in a 2-D form",
+                f'{node.op_type}: HTP has no 3-D pooling ("QNN NPU does not support PoolMax3d"): export in a 2-D form',
                 runs=False,
             )
     return found

@@ -99,9 +99,8 @@ def compile_for(model: Path, out: Path, npu: str, soc: str, how: Compilation) ->
 
 
 def _reason(said: str) -> str:
-    """Its first line that names an error, without its place in the source."""
-    lines = [
-        re.sub(r"^\W*(?:ERROR:? ?)?(?:\[\S+\])? *", "", line).strip() for line in said.splitlines() if "ERROR" in line
-    ]
-    lines += [line.strip() for line in reversed(said.splitlines()) if line.strip()]
-    return next((line for line in lines if line), "it says nothing")
+    """What it says of its first error: the lines below one tell why, each behind a corner."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    causes = [line.removeprefix("└").strip() for line in lines if line.startswith("└")]
+    errors = [re.sub(r"^.*?ERROR: *(?:\[\S*\])? *", "", line) for line in lines if "ERROR" in line]
+    return next((line for line in (*causes, *errors, *reversed(lines)) if line), "it says nothing")

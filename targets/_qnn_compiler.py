@@ -47,7 +47,9 @@ def compile_context(model: Path, folder: Path, least_db: float, provider: dict[s
     seconds = time.perf_counter() - start
     wrapper = _name_files(written, folder)
     clip = _clip(tuple(compiled.get_inputs()[0].shape))
-    results = [_run(session, clip) for session in (compiled, _on_cpu(model), open_session(wrapper, {}, threads=_THREADS))]
+    results = [
+        _run(session, clip) for session in (compiled, _on_cpu(model), open_session(wrapper, {}, threads=_THREADS))
+    ]
     in_memory, as_written, loaded = results
     if not np.array_equal(in_memory, loaded):
         raise ToolchainError("the context binary computes other logits than the graph that it was written from")

@@ -28,6 +28,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import compare_outputs
 from edgeact.parity import Gates, NotMeasured
 from edgeact.placement import Placement, read_placement
+from edgeact.quantize.options import Calibration, Int8
 from edgeact.runtime import coreml, load_runner
 from edgeact.targets import check_options, check_precision, get_target
 from edgeact.targets._coreml_program import as_images
@@ -408,3 +409,15 @@ def test_the_runner_on_a_mac(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_run_on_mac, "load", damaged)
     with pytest.raises(ToolchainError, match=r"Core ML cannot load .*: Error compiling model"):
         load_runner("coreml", bundle.path, SPEC)
+
+
+def test_the_rungs_of_float16_activations_are_of_what_the_artifact_computes(videos: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": videos, "clips": 12, "spec": SPEC, "out": tmp_path, "precision": "int8"}
+    settings["form"], settings["int8"] = "volumetric", Int8(calibration=Calibration(clips=4, observer="mse"))
+    settings["gates"] = Gates(min_sqnr_db=0, min_agreement=0, max_drop_pt=100, max_fallback=99)
+    found = {}
+    for activations in ("float16", "int8"):
+        bundle = edgeact.export(Residual(), target="coreml", options={"activations": activations}, **settings)
+        report = json.loads((bundle.path / "report.json").read_text())
+        found[activations] = {rung["name"]: rung["sqnr_db"] for rung in report["numerics"]["rungs"]}["quantized"]
+    assert found["float16"] > found["int8"] + 3, "weights alone are rounded"
