@@ -148,7 +148,7 @@ def placement_plot(placement: Placement) -> str:
     if not panels:
         return ""
     units = list(dict.fromkeys(_where(layer) for layer in layers if not layer.fallback_ops))
-    shades = np.linspace(1.0, 0.4, max(len(units), 1))
+    shades = np.linspace(1.0, 0.4, len(units))
 
     def draw(figure: "Figure", wide: bool) -> None:
         for axes, (title, shares) in zip(
