@@ -45,7 +45,7 @@ from edgeact.placement import Placement
 from edgeact.quantize.options import Int8
 from edgeact.runtime import Runner, compile_engine, emulation_of, load_runner, needs_engine, sample_of
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import check_form, check_options, check_precision, get_target
+from edgeact.targets import check_form, check_options, check_precision, check_sdk, get_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,6 +120,7 @@ def export(
     gates = gates or Gates.defaults(precision)
     model_name = model_name or type(model).__name__
     options = check_options(target, options or {}, precision)
+    check_sdk(target, options, compilation.sdk if compilation else None)
     evaluation = EvaluationSet.open(
         os.fspath(data),
         spec,

@@ -30,7 +30,7 @@ _NEURON_9 = ("MT6993",)  # ai_edge_litert.aot.vendors.mediatek.target.map_soc_to
 _PC = ("x86_64-linux", "x86-64", "x86_64", "host", "")  # in the path of a library for a PC, the surest first
 
 
-def check(npu: str, soc: str, how: Compilation) -> None:
+def check(npu: str, soc: str, sdk: Path | None) -> None:
     """Refuse a choice of NPU, chip and SDK that does not go together.
 
     Raises:
@@ -38,19 +38,19 @@ def check(npu: str, soc: str, how: Compilation) -> None:
         UnknownNameError: A chip of another vendor.
     """
     if npu == "none":
-        for given, name in ((how.sdk is not None, "--sdk"), (soc != "none", "--soc")):
+        for given, name in ((sdk is not None, "--sdk"), (soc != "none", "--soc")):
             if given:
                 raise InputError(f"{name} is of an NPU on target 'litert': give --npu, one of {', '.join(NPUS)}")
         return
     if soc != "none" and soc not in NPUS[npu].socs:
         raise UnknownNameError(f"chip of {npu}", soc, list(NPUS[npu].socs))
-    if how.sdk is None:
+    if sdk is None:
         if soc != "none":
             raise InputError(f"--soc {soc} is what the compiler is told, which needs the vendor's SDK: give --sdk too")
         return
     if soc == "none":
         raise InputError(f"--sdk compiles for one chip: give --soc, one of {', '.join(NPUS[npu].socs)}")
-    _libraries(how.sdk, npu)
+    _libraries(sdk, npu)
 
 
 def _libraries(sdk: Path, npu: str) -> Path:

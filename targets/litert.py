@@ -63,7 +63,7 @@ class LiteRT:
         import torch
 
         npu, soc = options["npu"], options["soc"]
-        _litert_aot.check(npu, soc, how)
+        _litert_aot.check(npu, soc, how.sdk)
         if importlib.util.find_spec("litert_torch") is None:
             raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
         with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:

@@ -19,7 +19,7 @@ from edgeact.errors import InputError, MissingDependencyError, ToolchainError, U
 from edgeact.forecast import forecast
 from edgeact.placement import read_placement
 from edgeact.runtime import load_runner
-from edgeact.targets import _litert_aot, check_options, get_target
+from edgeact.targets import _litert_aot, check_options, check_sdk, get_target
 from edgeact.targets._litert_npu_rules import NPUS, estimate, refused
 
 SPEC = ClipSpec(frames=2, short_side=16, crop_height=16, crop_width=16)
@@ -108,23 +108,27 @@ def test_the_chips_are_those_of_the_compiler(npu: str, module: str) -> None:
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
-    how = Compilation(sdk=tmp_path)
     with pytest.raises(UnknownNameError, match=r"unknown npu of target 'litert' 'qualcom': did you mean 'qualcomm'"):
         check_options("litert", {"npu": "qualcom"})
     with pytest.raises(InputError, match=r"does not export fp16 with npu mediatek: .* --precision int8"):
         check_options("litert", {"npu": "mediatek"}, "fp16")
     with pytest.raises(InputError, match=r"--sdk is of an NPU on target 'litert': give --npu, one of google-tensor"):
-        _litert_aot.check("none", "none", how)
+        _litert_aot.check("none", "none", tmp_path)
     with pytest.raises(InputError, match=r"--soc is of an NPU"):
-        _litert_aot.check("none", "SM8650", Compilation())
+        _litert_aot.check("none", "SM8650", None)
     with pytest.raises(UnknownNameError, match=r"unknown chip of mediatek 'SM8650'"):
-        _litert_aot.check("mediatek", "SM8650", how)
+        _litert_aot.check("mediatek", "SM8650", tmp_path)
     with pytest.raises(InputError, match=r"--soc SM8650 .* needs the vendor's SDK: give --sdk too"):
-        _litert_aot.check("qualcomm", "SM8650", Compilation())
+        _litert_aot.check("qualcomm", "SM8650", None)
     with pytest.raises(InputError, match=r"--sdk compiles for one chip: give --soc, one of SA8255"):
-        _litert_aot.check("qualcomm", "none", how)
+        _litert_aot.check("qualcomm", "none", tmp_path)
+    with pytest.raises(InputError, match=r"target 'coreml' uses no vendor's SDK: leave --sdk out"):
+        check_sdk("coreml", {}, tmp_path)
+    check_sdk("coreml", {}, None)
+    with pytest.raises(InputError, match=r"--sdk is of an NPU"):
+        check_sdk("litert", check_options("litert", {}), tmp_path)
     with pytest.raises(InputError, match=r"holds no libQnnHtp\.so"):
-        _litert_aot.check("qualcomm", "SM8650", how)
+        _litert_aot.check("qualcomm", "SM8650", tmp_path)
 
 
 COMPILER = """#!/bin/sh
