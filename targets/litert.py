@@ -62,7 +62,7 @@ class LiteRT:
         """Convert in a process of its own, and check what came out; see `Target.compile`."""
         import torch
 
-        npu, soc = options["npu"], options["soc"]
+        npu, soc = options.get("npu", "none"), options.get("soc", "none")
         _litert_aot.check(npu, soc, how.sdk)
         if importlib.util.find_spec("litert_torch") is None:
             raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
@@ -87,7 +87,7 @@ class LiteRT:
         """What the XNNPACK delegate, or the compiler for the NPU, leaves out; see `Target.refusals`."""
         from edgeact.targets import _litert_npu_graph, _xnnpack
 
-        npu = options["npu"]
+        npu = options.get("npu", "none")
         if npu != "none":
             return _litert_npu_graph.refusals(graph, npu), (f"{npu}: {NPUS[npu].source}",)
         found = _xnnpack.refusals(
