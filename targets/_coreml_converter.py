@@ -28,7 +28,7 @@ def convert(program: Path, folder: Path, deployment: str, activations: str) -> N
 
     images = as_images(torch.export.load(program), activations=activations == "int8")
     layers = layers_of(images)
-    if strange := untranslated(images.graph):
+    if strange := untranslated(images.graph, final=True):
         where = layers.get(strange[0].name) or "the network's own forward"
         raise SystemExit(f"{strange[0].target} of {where}: coremltools has no translation of this op")
     inputs = images.graph_signature.user_inputs

@@ -110,8 +110,8 @@ def layers_of(program: ExportedProgram) -> dict[str, str]:
     return layers | {"logits": layers.get(program.graph_signature.user_outputs[0] or "", "")}
 
 
-def untranslated(graph: fx.Graph) -> list[fx.Node]:
-    """The ops of ATen that coremltools has no translation of."""
+def untranslated(graph: fx.Graph, *, final: bool) -> list[fx.Node]:
+    """The ops of ATen that coremltools has no translation of; before the `final` graph, composite ones are let be."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
     skipped = ("_assert_tensor_metadata", "getitem", "to.")  # gone, or part of another op, where coremltools reads them
@@ -120,7 +120,7 @@ def untranslated(graph: fx.Graph) -> list[fx.Node]:
         node
         for node in ops
         if not getattr(node.target, "__name__", "").startswith(skipped)
-        and not _decomposes(node.target)
+        and (final or not _decomposes(node.target))
         and _TORCH_OPS_REGISTRY.get_func(str(node.target)) is None
     ]
 

@@ -123,7 +123,7 @@ class CoreML:
         with _toolchain():
             from edgeact.targets._coreml_program import untranslated
 
-            missing = set(untranslated(graph.graph))
+            missing = set(untranslated(graph.graph, final=False))
         found: dict[Node, Refusal] = {}
         for node in graph.graph.nodes:
             if node.op != "call_function":
