@@ -48,7 +48,10 @@ def replace_means_of_frames(module: fx.GraphModule) -> None:
         last = after if _is_over_pixels(after) else mul
         with module.graph.inserting_before(last):
             mean = _mean(module, frames, _is_over_pixels(before) or last is not mul)
-        mean.meta = dict(before.meta)
+        mean.meta = dict(last.meta)
+        if not all(user.target is _quantized.quantize_per_tensor.default for user in last.users):
+            with module.graph.inserting_before(last):
+                mean = _rounded(module, mean, frames[0].args[1:])  # no mean is out of the range of what it is of
         last.replace_all_uses_with(mean)
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -73,10 +76,17 @@ def _frames(total: Any) -> list[fx.Node]:
     return found if same and found[0].meta["val"].ndim == 4 else []
 
 
+def _rounded(module: fx.GraphModule, x: fx.Node, scale: tuple[Any, ...]) -> fx.Node:
+    """`x` quantized to `scale` and dequantized."""
+    stored = module.graph.call_function(_quantized.quantize_per_tensor.default, (x, *scale))
+    real = module.graph.call_function(_quantized.dequantize_per_tensor.default, (stored, *scale))
+    real.meta = dict(x.meta)
+    return real
+
+
 def _mean(module: fx.GraphModule, frames: list[fx.Node], over_pixels: bool) -> fx.Node:
     call, scale = module.graph.call_function, frames[0].args[1:]
-    stored = call(_quantized.quantize_per_tensor.default, (call(_aten.cat.default, (frames, 2)), *scale))
-    column = call(_quantized.dequantize_per_tensor.default, (stored, *scale))
+    column = _rounded(module, call(_aten.cat.default, (frames, 2)), scale)
     if over_pixels:
         return call(_aten.mean.dim, (column, [2, 3], True))
     _, channels, height, _ = frames[0].meta["val"].shape
