@@ -56,7 +56,8 @@ def _condition(name: str, node: fx.Node, *, small: bool) -> str | None:
 
 
 def _strides(args: Any, shape: tuple[int, ...]) -> str | None:
-    strides, padding, _, groups = (*args[3:], *([1, 1], [0, 0], [1, 1], 1)[len(args) - 3 :])
+    defaults: Any = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
+    strides, padding, _, groups = (args + defaults[len(args) :])[3:]
     if max(strides) <= _LARGEST_STRIDE:
         return None
     if groups > 1 and groups == shape[1]:

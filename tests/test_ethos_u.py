@@ -240,3 +240,26 @@ def test_a_bundle_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Monk
         load_runner("ethos_u_reference", tmp_path, SPEC)
     with pytest.raises(ToolchainError, match="an Ethos-U is run by an app"):
         load_runner("ethos_u", tmp_path, SPEC)
+
+
+@pytest.mark.slow
+def test_an_export_is_held_against_the_reference_kernels(videos: Path, tmp_path: Path) -> None:
+    """End to end: the proxy is named, and no latency is told that was not measured."""
+    import dataclasses
+
+    import edgeact
+    from edgeact.parity import Gates, NotMeasured
+
+    gates = dataclasses.replace(Gates.defaults("int8"), min_agreement=0, max_drop_pt=100)  # untrained weights
+    given: dict[str, Any] = {"data": videos, "clips": 12, "threads": 1, "rounds": 1, "gates": gates}
+    model = Two()
+    model.fc = nn.Linear(8, 12)
+    bundle = edgeact.export(model, target="ethos_u", precision="int8", spec=SPEC, out=tmp_path, **given)
+    report = bundle.report()
+    assert report.held, report.failures
+    assert isinstance(report.latency, NotMeasured)
+    assert isinstance(report.placement, Placement)
+    assert (report.placement.kind, report.placement.fallback_ops) == ("estimated", 0)
+    assert any(note.startswith("proxy: ethos_u_reference ") for note in report.notes)
+    assert any(note.startswith("estimated, not measured: ") for note in report.notes)
+    assert edgeact.validate(bundle, threads=1, rounds=1).held

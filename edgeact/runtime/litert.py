@@ -115,7 +115,7 @@ class Runner:
 
 def _fallback(op: dict[str, Any], floats: Collection[int], outside: Collection[int]) -> str:
     if op["index"] in floats:
-        return op["op_name"] + IN_FLOAT.removesuffix(")")
+        return f"{op['op_name']}{IN_FLOAT[:-1]}"
     return f"{op['op_name']}, outside of XNNPACK" if op["index"] in outside else ""
 
 
