@@ -28,6 +28,7 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     scales = None
     if precision == "int8":
         _litert_int8.quantize_in_the_graph(module)
+        _litert_kernels.drop_idle_moves(module)
         _litert_kernels.replace_means_of_frames(module)
         _litert_kernels.replace(module)
         _litert_int8.normalise_in_int8(module)

@@ -85,6 +85,21 @@ def test_all_of_a_network_is_on_the_npu(plain: Any, tmp_path: Path) -> None:
     assert (tmp_path / "model_vela.tflite").stat().st_size > 0
 
 
+def test_a_frame_that_is_cut_and_put_together_moves_nothing(tmp_path: Path) -> None:
+    """As MiCT's two branches do with their last frame: its mean stays one over height and width."""
+
+    class Branches(Two):
+        def forward(self, clip: Tensor) -> Tensor:
+            x = self.stem(clip)[:, :, ::4]
+            images = self.depthwise(x).transpose(1, 2).flatten(0, 1).relu()
+            logits: Tensor = self.fc(images.unflatten(0, (1, 1)).transpose(1, 2).mean((2, 3, 4)))
+            return logits
+
+    _, placement = compiled(program_of(Branches()), tmp_path)
+    assert placement.fallback == ()
+    assert not [kernel for kernel in placement.kernels if "Transpose" in kernel or kernel.startswith("outside")]
+
+
 def test_the_reference_kernels_follow_the_int8_program(plain: Any, tmp_path: Path) -> None:
     compiled(plain, tmp_path, config="ethos-u55-64")
     runner, lowered = load_runner("ethos_u_reference", tmp_path, SPEC), run_program(plain)
