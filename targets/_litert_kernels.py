@@ -84,7 +84,7 @@ def _before_move(node: fx.Node) -> fx.Node | None:
     """What `node` gives on in the same order of values: a reshape, a permutation of ones, int8 dequantized again."""
     source: Any = node.args[0] if node.args else None
     if node.target is _aten.reshape.default:
-        return source
+        return node.all_input_nodes[0]
     if node.target is _aten.permute.default:
         dims: Any = node.args[1]
         if not (shape := _shape(source)):
