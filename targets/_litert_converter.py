@@ -28,8 +28,9 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     scales = None
     if precision == "int8":
         _litert_int8.quantize_in_the_graph(module)
-        _litert_kernels.replace(module)
+        _litert_kernels.drop_idle_moves(module)
         _litert_kernels.replace_means_of_frames(module)
+        _litert_kernels.replace(module)
         _litert_int8.normalise_in_int8(module)
         _litert_int8.keep_pads_in_layout()
         scales = _litert_int8.read_scales()

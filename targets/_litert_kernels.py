@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["replace", "replace_means_of_frames"]
+__all__ = ["drop_idle_moves", "replace", "replace_means_of_frames"]
 
 _aten = torch.ops.aten
 _quantized = torch.ops.quantized_decomposed
@@ -48,10 +48,58 @@ def replace_means_of_frames(module: fx.GraphModule) -> None:
         last = after if _is_over_pixels(after) else mul
         with module.graph.inserting_before(last):
             mean = _mean(module, frames, _is_over_pixels(before) or last is not mul)
-        mean.meta = dict(before.meta)
+        mean.meta = dict(last.meta)
+        if not all(user.target is _quantized.quantize_per_tensor.default for user in last.users):
+            with module.graph.inserting_before(last):
+                mean = _rounded(module, mean, frames[0].args[1:])  # no mean is out of the range of what it is of
         last.replace_all_uses_with(mean)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def drop_idle_moves(module: fx.GraphModule) -> None:
+    """Have a mean over pixels read what was there before moves that together change nothing; in place.
+
+    [1, C, H, W] ─ reshape ─ [1, 1, C, H, W] ─ permute ─ [1, C, 1, H, W] ─ reshape ─ [1, C, H, W] ─ mean
+
+    So one frame is cut off and put together again. The converter would transpose there, to channels first, and take the
+    mean over what Vela has for depth.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=_aten.reshape.default):
+        same, before = None, node
+        while (source := _before_move(before)) is not None:
+            before = source
+            same = before if _shape(before) == _shape(node) else same
+        if same is None:
+            continue
+        for again in [reader for user in node.users for reader in user.users if _is_int8(reader)]:
+            for mean in [user for user in again.users if _is_over_pixels(user)]:
+                if again.args[1:] == same.args[1:]:
+                    mean.replace_input_with(again, same)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _before_move(node: fx.Node) -> fx.Node | None:
+    """What `node` gives on in the same order of values: a reshape, a permutation of ones, int8 dequantized again."""
+    source: Any = node.args[0] if node.args else None
+    if node.target is _aten.reshape.default:
+        return node.all_input_nodes[0]
+    if node.target is _aten.permute.default:
+        dims: Any = node.args[1]
+        if not (shape := _shape(source)):
+            return None
+        longer = [dim % len(shape) for dim in dims if shape[dim] > 1]
+        return source if longer == sorted(longer) else None
+    if _is_int8(node) and source.target is _quantized.quantize_per_tensor.default:
+        inner = source.args[0]
+        same = source.args[1:] == node.args[1:]
+        return inner if same and inner.target in (_aten.reshape.default, _aten.permute.default) else None
+    return None
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape) if "val" in node.meta else ()
 
 
 def _is_over_pixels(node: fx.Node) -> bool:
@@ -73,10 +121,17 @@ def _frames(total: Any) -> list[fx.Node]:
     return found if same and found[0].meta["val"].ndim == 4 else []
 
 
+def _rounded(module: fx.GraphModule, x: fx.Node, scale: tuple[Any, ...]) -> fx.Node:
+    """`x` quantized to `scale` and dequantized."""
+    stored = module.graph.call_function(_quantized.quantize_per_tensor.default, (x, *scale))
+    real = module.graph.call_function(_quantized.dequantize_per_tensor.default, (stored, *scale))
+    real.meta = dict(x.meta)
+    return real
+
+
 def _mean(module: fx.GraphModule, frames: list[fx.Node], over_pixels: bool) -> fx.Node:
     call, scale = module.graph.call_function, frames[0].args[1:]
-    stored = call(_quantized.quantize_per_tensor.default, (call(_aten.cat.default, (frames, 2)), *scale))
-    column = call(_quantized.dequantize_per_tensor.default, (stored, *scale))
+    column = _rounded(module, call(_aten.cat.default, (frames, 2)), scale)
     if over_pixels:
         return call(_aten.mean.dim, (column, [2, 3], True))
     _, channels, height, _ = frames[0].meta["val"].shape

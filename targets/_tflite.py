@@ -7,7 +7,8 @@ from typing import Any
 
 __all__ = ["finish", "with_int8_logits"]
 
-_MOVEMENT = ("RESHAPE", "SLICE", "STRIDED_SLICE", "TRANSPOSE", "SPLIT")
+_MOVING = ("RESHAPE", "SLICE", "STRIDED_SLICE", "TRANSPOSE", "SPLIT")
+_MOVEMENT = (*_MOVING, "CONCATENATION", "QUANTIZE", "PAD")
 # The op of a fused kernel that gives it its name: of a convolution with its ReLU, the convolution.
 _WEIGHTED = ("conv2d", "convolution", "linear", "addmm", "mm", "bmm")
 _BESIDE = ("relu", "clamp", "hardtanh", "quantize_per_channel", "quantize_per_tensor", "dequantize_per_tensor")
@@ -24,7 +25,7 @@ def finish(path: Path, *, int8: bool) -> None:
     model = flatbuffer_utils.read_model(str(path))
     if int8:
         _quantize_the_clip(model)
-    _name(model.subgraphs[0])
+    _name(model)
     if int8:
         _dequantize_logits(model)
     flatbuffer_utils.write_model(model, str(path))
@@ -45,15 +46,20 @@ def with_int8_logits(path: Path, out: Path) -> None:
     flatbuffer_utils.write_model(model, str(out))
 
 
-def _name(graph: Any) -> None:
+def _name(model: Any) -> None:
+    graph = model.subgraphs[0]
     names = [tensor.name.decode() for tensor in graph.tensors]
-    given = {index: number for number, op in enumerate(graph.operators) for index in op.outputs}
+    origins: dict[int, str] = {}
+    for number, op in enumerate(graph.operators):
+        told = [names[x] for x in op.inputs if x >= 0 and x not in origins]  # its constants
+        before = next((origins[x] for x in op.inputs if x in origins), None)
+        for index in op.outputs:
+            origins[index] = _origin([names[index], *told])
+            if before and _kind(model, op) in _MOVEMENT:  # a compiler writes its input where it moves that to
+                origins[index] = f"{before.rpartition('/')[0]}/{origins[index].rpartition('/')[2]}"
+            graph.tensors[index].name = f"{origins[index]}_{number}".encode()
     for index, tensor in enumerate(graph.tensors):
-        if index in given:
-            op = graph.operators[given[index]]
-            told = [names[index], *(names[x] for x in op.inputs if x >= 0 and x not in given)]  # its constants
-            tensor.name = f"{_origin(told)}_{given[index]}".encode()
-        elif index not in graph.inputs:
+        if index not in origins and index not in graph.inputs:
             tensor.name = b""
 
 
@@ -86,7 +92,7 @@ def _quantize_the_clip(model: Any) -> None:
         for op in readers[floats[-1]]:
             if _kind(model, op) == "QUANTIZE" and _shifts_by_128(graph.tensors[op.outputs[0]]):
                 continue
-            if _kind(model, op) not in _MOVEMENT:
+            if _kind(model, op) not in _MOVING:
                 return
             wanted += op.outputs
     for index in [*graph.inputs, *floats]:
