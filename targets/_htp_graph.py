@@ -33,7 +33,7 @@ def for_htp(model: "ModelProto", activations: str) -> None:
     """Rewrite an int8 `model`, as `to_onnx` writes it, in place; `activations` are `int8` or `int16`."""
     fuse_activations(model)
     frames_first(model)
-    _regrid(model, {"int8": np.uint8, "int16": np.uint16}[activations])
+    _regrid(model, np.uint8 if activations == "int8" else np.uint16)
 
 
 def frames_first(model: "ModelProto") -> None:
@@ -105,17 +105,15 @@ class _Head:
         return first, len(frames)
 
 
-def _moved(
-    node: "NodeProto", places: NDArray[np.int64], constants: dict[str, NDArray[Any]]
-) -> NDArray[np.int64]:
+def _moved(node: "NodeProto", places: NDArray[np.int64], constants: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
     from onnx.reference import ReferenceEvaluator
 
     assert node.op_type in _MOVES, f"{node.op_type} reads a raw clip"
     if node.op_type == "Cast":
         return places
     feeds = {node.input[0]: places} | {name: constants[name] for name in node.input[1:] if name}
-    moved: NDArray[np.int64] = ReferenceEvaluator(node).run(None, feeds)[0]
-    return moved
+    (moved,) = ReferenceEvaluator(node).run(None, feeds)
+    return np.asarray(moved)
 
 
 class _Writer:

@@ -3,8 +3,8 @@
 The network is compiled ahead of time for one chip, whole: an op that would stay on the CPU is an error. Compiling takes
 seconds as long as everything is QDQ from the clip to the logits (see `_htp_graph`): where ONNX Runtime leaves weights
 behind a DequantizeLinear of its own, they come to HTP as run-time tensors, and compiling takes minutes, or memory until
-it fails. fp16 computes in float16 up to the logits. The bundle holds the binary with its wrapper, and `model.onnx`, from
-which a device or another QNN can compile again. Binaries are kept in the cache by what they were compiled from.
+it fails. fp16 computes in float16 up to the logits. The bundle holds the binary with its wrapper, and `model.onnx`,
+from which a device or another QNN can compile again. Binaries are cached by what they were compiled from.
 """
 
 import importlib.metadata
@@ -89,10 +89,10 @@ class Qualcomm:
         for name in ("model.context.bin", "model.context.onnx"):
             shutil.copyfile(engine.folder / name, folder / name)
         write_placement(folder, Placement.of(placed(model), "measured", _crossing_bytes(model)))
-        told = engine.stamp["built"]
+        told, qnn = engine.stamp["built"], engine.stamp["machine"]["qnn"]
         return (
-            f"for {options['soc']}: compiled by QNN {engine.stamp['machine']['qnn']} in {told['seconds']:g} s, every op "
-            f"on the HTP; in its emulator {told['sqnr_db']:g} dB from the same graph on a CPU",
+            f"for {options['soc']}: compiled by QNN {qnn} in {told['seconds']:g} s, every op on the HTP; in its "
+            f"emulator {told['sqnr_db']:g} dB from the same graph on a CPU",
         )
 
     def refusals(
