@@ -63,6 +63,7 @@ class Qualcomm:
     scheme = AFFINE
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"soc": tuple(_SOCS), "activations": ("int8", "int16")}
     excluded: ClassVar[Mapping[tuple[str, str], str]] = {
+        ("fp16", "QCM6490"): "QNN 2.51 takes no float16 for it",
         ("fp16", "int16"): "activations in int16 are of int8, and fp16 computes in float16",
     }
     runtime = "qnn"
