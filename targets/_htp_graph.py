@@ -52,6 +52,15 @@ def frames_first(model: "ModelProto") -> None:
     kept = [type(node).FromString(node.SerializeToString()) for node in (*new.nodes, *rest)]
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(kept)
+    _drop_unread(model)
+
+
+def _drop_unread(model: "ModelProto") -> None:
+    """Constants that no node reads any more; in place."""
+    read = {name for node in model.graph.node for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)
 
 
 class _Head:
@@ -226,5 +235,6 @@ def _regrid(model: "ModelProto", kind: "type[np.uint8 | np.uint16]") -> None:
         for i, name in enumerate(node.input):
             node.input[i] = other(name) if name in constants else name
         node.domain = "" if kind is np.uint8 else _MICROSOFT
+    _drop_unread(model)
     if kind is np.uint16:
         model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))

@@ -97,6 +97,7 @@ def test_the_onnx_is_integers_from_the_clip_to_the_logits(
     onnx.checker.check_model(model)
     producer = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert constants.keys() <= {name for node in model.graph.node for name in node.input}, "nothing is left over"
     readers = [node for node in model.graph.node if "clip" in node.input]
     assert [node.op_type for node in readers] == ["DequantizeLinear"], "nothing but levels is read of the pixels"
     for node in model.graph.node:
