@@ -33,7 +33,7 @@ def for_htp(model: "ModelProto", activations: str) -> None:
     """Rewrite an int8 `model`, as `to_onnx` writes it, in place; `activations` are `int8` or `int16`."""
     fuse_activations(model)
     frames_first(model)
-    _regrid(model, {"int8": np.uint8, "int16": np.uint16}[activations])
+    _regrid(model, np.uint8 if activations == "int8" else np.uint16)
 
 
 def frames_first(model: "ModelProto") -> None:
@@ -52,6 +52,15 @@ def frames_first(model: "ModelProto") -> None:
     kept = [type(node).FromString(node.SerializeToString()) for node in (*new.nodes, *rest)]
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(kept)
+    _drop_unread(model)
+
+
+def _drop_unread(model: "ModelProto") -> None:
+    """Constants that no node reads any more; in place."""
+    read = {name for node in model.graph.node for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(constants)
 
 
 class _Head:
@@ -112,8 +121,8 @@ def _moved(node: "NodeProto", places: NDArray[np.int64], constants: dict[str, ND
     if node.op_type == "Cast":
         return places
     feeds = {node.input[0]: places} | {name: constants[name] for name in node.input[1:] if name}
-    moved: NDArray[np.int64] = ReferenceEvaluator(node).run(None, feeds)[0]
-    return moved
+    (moved,) = ReferenceEvaluator(node).run(None, feeds)
+    return np.asarray(moved)
 
 
 class _Writer:
@@ -143,29 +152,36 @@ class _Writer:
         levels = self.op("QuantizeLinear", [self.op(kind, inputs, **attributes), *grid])
         return self.op("DequantizeLinear", [levels, *grid])
 
-    def normalized_int8(self, head: _Head, grid: tuple[str, ...]) -> str:
-        """By a depthwise 1x1 convolution with weights of 127 in units of scale / 127: they round nothing."""
+    def pixels(self, head: _Head) -> str:
+        """Frames `[T, 3, H, W]` of the clip, moved while they are levels; where activations are uint16, those."""
         one = self.constant("one", 1, np.float32)
         byte, pixel = ((one, self.constant(name, 0, np.uint8)) for name in ("byte", "pixel"))
+        x = self.rounded("DequantizeLinear", [self.clip, *byte], pixel)
+        x = self.rounded("Reshape", [x, self.constant("shape", head.shape[1:], np.int64)], pixel)
+        return self.rounded("Transpose", [x], pixel, perm=[0, 3, 1, 2])
+
+    def normalized_int8(self, head: _Head, grid: Sequence[str]) -> str:
+        """By a depthwise 1x1 convolution with weights of 127 in units of scale / 127: they round nothing."""
         weights = (
             self.constant("weight", np.full((3, 1, 1, 1), 127), np.int8),
             self.constant("weight_scale", head.scale / 127, np.float32),
             self.constant("weight_zero", np.zeros(3), np.int8),
         )
-        x = self.rounded("DequantizeLinear", [self.clip, *byte], pixel)  # from here on uint16, where activations are
-        x = self.rounded("Reshape", [x, self.constant("shape", head.shape[1:], np.int64)], pixel)
-        x = self.rounded("Transpose", [x], pixel, perm=[0, 3, 1, 2])
         weight = self.op("DequantizeLinear", weights, axis=0)
-        return self.rounded("Conv", [x, weight, self.constant("offset", head.offset, np.float32)], grid, group=3)
+        inputs = [self.pixels(head), weight, self.constant("offset", head.offset, np.float32)]
+        return self.rounded("Conv", inputs, grid, group=3)
 
     def normalized(self, head: _Head) -> str:
-        """As it was; pixels are moved while they are bytes."""
+        """As it was; of a cast to float32, not to float16, QNN 2.51 makes a network that does not see its clip."""
         from onnx import helper
 
         kind, wide = head.scale.dtype, (1, 3, 1, 1)
-        x = self.op("Reshape", [self.clip, self.constant("shape", head.shape[1:], np.int64)])
-        x = self.op("Transpose", [x], perm=[0, 3, 1, 2])
-        x = self.op("Cast", [x], to=helper.np_dtype_to_tensor_dtype(kind))
+        if kind == np.float32:
+            x = self.pixels(head)
+        else:
+            x = self.op("Reshape", [self.clip, self.constant("shape", head.shape[1:], np.int64)])
+            x = self.op("Transpose", [x], perm=[0, 3, 1, 2])
+            x = self.op("Cast", [x], to=helper.np_dtype_to_tensor_dtype(kind))
         x = self.op("Mul", [x, self.constant("scale", head.scale.reshape(wide), kind)])
         return self.op("Add", [x, self.constant("offset", head.offset.reshape(wide), kind)])
 
@@ -219,5 +235,6 @@ def _regrid(model: "ModelProto", kind: "type[np.uint8 | np.uint16]") -> None:
         for i, name in enumerate(node.input):
             node.input[i] = other(name) if name in constants else name
         node.domain = "" if kind is np.uint8 else _MICROSOFT
+    _drop_unread(model)
     if kind is np.uint16:
         model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))

@@ -16,26 +16,24 @@ if TYPE_CHECKING:
 __all__ = ["placed", "refused_nodes"]
 
 _TABLE = "onnxruntime-qnn, op_builder_factory.cc"
-_OPS = frozenset(
-    """
-    Abs Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Cos
-    CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Exp Expand Flatten Floor FusedMatMul Gather GatherElements
-    GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization GRU
-    HardSigmoid HardSwish Identity If InstanceNormalization Inverse IsNaN LayerNormalization LeakyRelu Less LessOrEqual
-    Log LogSoftmax LpNormalization LRN LSTM MatMul MatMulNBits Max MaxPool Mean Min Mod Mul Neg NonZero Not Or Pad Pow
-    PRelu QuantizeLinear QuickGelu RandomNormalLike RandomUniformLike Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum Relu Reshape Resize RMSNormalization RoiAlign RotaryEmbedding Round ScatterElements ScatterND
-    Selu Sigmoid Sign SimplifiedLayerNormalization Sin Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze STFT Sub
-    Sum Tan Tanh ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where Xor
-    """.split()
-)
+_BUILDERS = """
+Abs Add And ArgMax ArgMin Asin Atan AveragePool BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Cos
+CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Exp Expand Flatten Floor FusedMatMul Gather GatherElements
+GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization GRU
+HardSigmoid HardSwish Identity If InstanceNormalization Inverse IsNaN LayerNormalization LeakyRelu Less LessOrEqual
+Log LogSoftmax LpNormalization LRN LSTM MatMul MatMulNBits Max MaxPool Mean Min Mod Mul Neg NonZero Not Or Pad Pow
+PRelu QuantizeLinear QuickGelu RandomNormalLike RandomUniformLike Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin
+ReduceProd ReduceSum Relu Reshape Resize RMSNormalization RoiAlign RotaryEmbedding Round ScatterElements ScatterND
+Selu Sigmoid Sign SimplifiedLayerNormalization Sin Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze STFT Sub
+Sum Tan Tanh ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where Xor
+"""
+_OPS = frozenset(_BUILDERS.split())
 # Ops that move or retype data.
-_MOVEMENT = frozenset(
-    """
-    Cast Concat Constant ConstantOfShape DequantizeLinear Expand Flatten Gather Identity Pad QuantizeLinear Reshape
-    Shape Slice Split Squeeze Tile Transpose Unsqueeze
-    """.split()
-)
+_MOVED = """
+Cast Concat Constant ConstantOfShape DequantizeLinear Expand Flatten Gather Identity Pad QuantizeLinear Reshape
+Shape Slice Split Squeeze Tile Transpose Unsqueeze
+"""
+_MOVEMENT = frozenset(_MOVED.split())
 _POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -50,10 +48,8 @@ def refused_nodes(model: "ModelProto") -> Mapping[str, Refusal]:
         if node.op_type not in _OPS or node.domain not in ("", "ai.onnx", "com.microsoft"):
             found[node.name] = Refusal(f"{node.op_type}: not among the ops of QNN's provider ({_TABLE})", runs=False)
         elif node.op_type in _POOLS and ranks.get(node.input[0]) == 5:
-            found[node.name] = Refusal(
-                f'{node.op_type}: HTP has no 3-D pooling ("QNN NPU does not support PoolMax3d"): export in a 2-D form',
-                runs=False,
-            )
+            why = 'HTP has no 3-D pooling ("QNN NPU does not support PoolMax3d"): export in a 2-D form'
+            found[node.name] = Refusal(f"{node.op_type}: {why}", runs=False)
     return found
 
 

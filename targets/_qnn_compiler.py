@@ -47,10 +47,8 @@ def compile_context(model: Path, folder: Path, least_db: float, provider: dict[s
     seconds = time.perf_counter() - start
     wrapper = _name_files(written, folder)
     clip = _clip(tuple(compiled.get_inputs()[0].shape))
-    results = [
-        _run(session, clip) for session in (compiled, _on_cpu(model), open_session(wrapper, {}, threads=_THREADS))
-    ]
-    in_memory, as_written, loaded = results
+    sessions = (compiled, _on_cpu(model), open_session(wrapper, {}, threads=_THREADS))
+    in_memory, as_written, loaded = (_run(session, clip) for session in sessions)
     if not np.array_equal(in_memory, loaded):
         raise ToolchainError("the context binary computes other logits than the graph that it was written from")
     sqnr_db, _, _ = compare_outputs(as_written, loaded)

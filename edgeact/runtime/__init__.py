@@ -3,6 +3,8 @@
 A runtime that compiles on the device where it runs also has `machine() -> facts`, every fact that its engine depends
 on, and `build(folder, out, clip, threads) -> facts`, which writes the engine of the artifact in `folder` into `out`;
 its runner loads what `edgeact.engine.open_engine` gives it. The artifact's files hold every choice of the build.
+
+A runner that emulates the device's hardware has `emulation`, what computes here in words, and its module `sample()`.
 """
 
 import importlib

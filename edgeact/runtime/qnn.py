@@ -1,14 +1,16 @@
-"""Runs a Qualcomm bundle on the Hexagon HTP, or on a PC in QNN's emulator of one. Imports numpy, onnxruntime and
-onnxruntime_qnn, nothing else.
+"""Runs a Qualcomm bundle on the Hexagon HTP, or on a PC in QNN's emulator of one, through onnxruntime_qnn.
 
-What runs is the bundle's context binary, the one that the device gets. The x86 library of QNN computes it to the bit as
-its own kernels do, at about a second a clip: its numbers count, its time says nothing.
+What runs is the context binary that the device gets. The x86 library of QNN has the HTP's instructions in software and
+takes seconds a clip: its numbers count, its time says nothing.
 """
 
+import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +110,29 @@ def open_session(
             ort.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
         backend = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), **provider}
         options.add_provider_for_devices(_devices(ort), backend)
-        return ort.InferenceSession(model, options)
+        with _greeting_aside():
+            return ort.InferenceSession(model, options)
     except Exception as exc:  # of many classes of its own, all derived from Exception alone
         raise ToolchainError(f"QNN cannot load {model}: {_first_line(exc)}") from exc
+
+
+@contextlib.contextmanager
+def _greeting_aside() -> Iterator[None]:
+    """What the emulator prints on stdout, where a caller's own output goes, to stderr."""
+    if not _is_emulated() or sys.platform == "win32":
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    own = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def _qnn_version() -> str:
