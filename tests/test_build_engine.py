@@ -213,6 +213,17 @@ def test_a_dla_leaves_layers_to_the_gpu() -> None:
     assert (found["fallback_ops"], found["fallback"]) == (1, ["head (CaskConvolution on the GPU)"])
 
 
+def test_kernels_by_the_layers_that_they_compute() -> None:
+    fused = {"Name": "a.conv/conv2d + a.relu/relu", "LayerType": "CaskConvolution"}
+    copy = {"Name": "Reformatting CopyNode for Input Tensor 0 to a.conv/conv2d", "LayerType": "Reformat"}
+    floats = {"Name": "b/conv2d", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Half"}]}
+    found = placement({"Layers": [fused, fused, copy, floats]}, "int8", "gpu")
+    assert found["layers"] == [
+        {"name": "a.conv", "units": {"GPU": 2}, "fallback_ops": 0},
+        {"name": "b", "units": {"GPU": 1}, "fallback_ops": 1},
+    ]
+
+
 def test_facts_of_a_machine_without_nvidia() -> None:
     found = facts()
     assert all(isinstance(value, str) and value for value in found.values())

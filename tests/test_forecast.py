@@ -54,6 +54,11 @@ class CumulativeProduct(nn.Module):
         return self.warp(self.stem(clip)).cumprod(2).mean((2, 3, 4))
 
 
+def fallen(placement: Placement) -> set[str]:
+    """Layers of which an op is on no fast kernel."""
+    return {layer.name for layer in placement.layers if layer.fallback_ops}
+
+
 def supports(found: Forecast, support: str) -> set[str]:
     return {layer.op for layer in found.layers if layer.support == support}
 
@@ -72,9 +77,22 @@ def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpe
     if target == "android":
         outside = {name.split(".")[1].lstrip("_") for name in placement.fallback}  # aten_gt (aten.gt.Scalar, outside …)
         assert outside == supports(found, "falls back") == {"elu", "gt", "softmax", "sum", "where"}
+        assert fallen(placement) == {layer.name for layer in found.layers if layer.support == "falls back"}
     else:
         assert {name.partition(" ")[0] for name in placement.fallback} == {"GREATER", "GREATER_EQUAL", "SELECT"}
         assert supports(found, "falls back") == {"elu", "gt", "where"}
+
+
+def test_the_forecast_of_a_jetson_is_what_the_export_says(tiny_spec: ClipSpec, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, 3, 1, 1), nn.Conv3d(8, 8, 3, 1, 1, groups=8), nn.AdaptiveAvgPool3d(1))
+    model.extend([nn.Flatten(), nn.Linear(8, 5)])
+    found = forecast(model, target="jetson", spec=tiny_spec, form="volumetric", precision="fp16")
+    program = behind_uint8(fold(model, tiny_spec), tiny_spec)
+    get_target("jetson").compile(program, tmp_path, "fp16", check_options("jetson", {}))
+    macs = {layer.name: layer.macs for layer in found.layers}
+    placement = read_placement(tmp_path).with_macs(macs)
+    assert fallen(placement) == {layer.name for layer in found.layers if layer.support == "falls back"} == {"1"}
+    assert placement.macs == (found.macs("native"), macs["1"])
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,15 @@ _STYLES = {"native": "green", "lowered": "green", "falls back": "yellow", "canno
     "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="Option of the model, as width=0.5."
 )
 @click.option("--num-classes", type=click.IntRange(1), help="Of an untrained model.  [default: 400, as Kinetics]")
+@click.option("--max-fallback", type=click.IntRange(0), metavar="N", help="Most ops of the network that may fall back.")
 @click.option("--json", "as_json", is_flag=True, help="Print every layer as JSON.")
 @spec_options
-def command(target: str, precision: str | None, form: str | None, as_json: bool, **given: Any) -> int:
+def command(
+    target: str, precision: str | None, form: str | None, max_fallback: int | None, as_json: bool, **given: Any
+) -> int:
     """Say per layer whether a target takes it natively, after lowering, on a slow kernel, or not at all.
 
-    Exits with 1 when a layer cannot run.
+    Exits with 1 when a layer cannot run, or more fall back than --max-fallback allows.
     """
     from edgeact.cli._model import find_network
     from edgeact.forecast import forecast
@@ -60,7 +63,8 @@ def command(target: str, precision: str | None, form: str | None, as_json: bool,
         from rich.console import Console
 
         _print(found, network.name, Console())
-    return 0 if found.runs else 1
+    fallback = sum(layer.support == "falls back" for layer in found.layers)
+    return 0 if found.runs and (max_fallback is None or fallback <= max_fallback) else 1
 
 
 def _print(found: "Forecast", model: str, console: "Console") -> None:

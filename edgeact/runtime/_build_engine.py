@@ -182,7 +182,8 @@ def _run(command: list[str]) -> str:
 def placement(layers: dict[str, Any], precision: str, accelerator: str) -> dict[str, Any]:
     """Kernels by name, and the layers that compute elsewhere or in a wider type than was asked, as TensorRT tells."""
     kernels: dict[str, int] = {}
-    fallback = []
+    fallback: list[str] = []
+    placed: dict[str, dict[str, Any]] = {}
     for layer in layers["Layers"]:
         if not isinstance(layer, dict):
             raise BuildError("the engine was built without --profilingVerbosity=detailed: it does not tell its layers")
@@ -193,16 +194,22 @@ def placement(layers: dict[str, Any], precision: str, accelerator: str) -> dict[
         wanted = {"int8": ("int8",), "fp16": ("fp16", "half", "int8"), "fp32": ("",)}[precision]
         if not any(word in kind.lower() for word in _COMPUTES):
             continue
+        name, before = str(layer.get("Name", "?")), len(fallback)
         if accelerator == "dla":  # what it runs is one layer of the type DLA
-            fallback.append("{} ({} on the GPU)".format(layer.get("Name", "?"), kind))
+            fallback.append(f"{name} ({kind} on the GPU)")
         elif formats and not any(word in formats[0].lower() for word in wanted):
-            fallback.append("{} ({}, in float)".format(layer.get("Name", "?"), formats[0]))
+            fallback.append(f"{name} ({formats[0]}, in float)")
+        path = name.partition(" + ")[0].rpartition("/")[0]  # of the first of the ONNX nodes that it fuses
+        entry = placed.setdefault(path, {"name": path, "units": {"GPU": 0}, "fallback_ops": 0})
+        entry["units"]["GPU"] += 1
+        entry["fallback_ops"] += len(fallback) - before
     return {
         "accelerated_ops": sum(kernels.values()) - len(fallback),
         "fallback_ops": len(fallback),
         "fallback": fallback,
         "kind": "measured",
         "kernels": kernels,
+        "layers": [entry for path, entry in placed.items() if path],
     }
 
 

@@ -18,7 +18,7 @@ from edgeact._cache import cache_dir
 from edgeact.engine import open_engine
 from edgeact.errors import BundleError, MissingDependencyError, ToolchainError
 from edgeact.parity import NotMeasured
-from edgeact.placement import Placement
+from edgeact.placement import Placement, placement_from
 from edgeact.runtime import _build_engine
 
 __all__ = ["MODULES", "Network", "Runner", "build", "build_plan", "machine"]
@@ -64,7 +64,7 @@ class Runner:
             found = _build_engine.placement(json.loads(self._layers.read_text()), **self._asked)
         except (_build_engine.BuildError, ValueError, KeyError, TypeError) as exc:
             return NotMeasured(f"the engine's inspector does not tell: {exc}")
-        return Placement(**found | {"fallback": tuple(found["fallback"])})
+        return placement_from(found)
 
 
 class Network:

@@ -541,6 +541,18 @@ def test_check_forecasts_a_target(run: Edgeact, tmp_path: Path, monkeypatch: pyt
     assert "✗ cannot run  product:build → litert, unrolled: 1 of 8 ops have no kernel" in done.out
 
 
+def test_check_can_forbid_fallbacks(run: Edgeact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elu.py").write_text(
+        "import torch\ndef build(num_classes):\n"
+        "    layers = (torch.nn.Conv3d(3, num_classes, 2), torch.nn.ELU(), torch.nn.AdaptiveAvgPool3d(1))\n"
+        "    return torch.nn.Sequential(*layers, torch.nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    check = ("check", "--target", "android", "--model", "elu:build", *SPEC)
+    assert run(*check).status == 0
+    assert [run(*check, "--max-fallback", str(most)).status for most in (0, 1)] == [1, 0]
+
+
 def test_check_refuses_what_is_not_there(refused: Refused) -> None:
     assert "did you mean 'litert'" in refused("check", "--target", "liter")
     assert "unknown form of target 'litert' 'volumetric'" in refused(
