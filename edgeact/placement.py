@@ -183,7 +183,9 @@ def placement_from(fields: Mapping[str, Any]) -> Placement:
     """
     if fields["kind"] not in get_args(Kind):
         raise ValueError(f"kind is {fields['kind']!r}: allowed are {', '.join(get_args(Kind))}")
-    fallback, fallback_ops = tuple(str(op) for op in fields.get("fallback", ())), _count(fields["fallback_ops"])
+    fallback, fallback_ops = tuple(fields.get("fallback", ())), _count(fields["fallback_ops"])
+    if isinstance(fields.get("fallback"), str) or not all(isinstance(op, str) for op in fallback):
+        raise ValueError("fallback must be a list of names")
     if len(fallback) > fallback_ops:
         raise ValueError(f"placement names {len(fallback)} ops that fall back and counts {fallback_ops}")
     crossing = fields.get("crossing_bytes")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgeact._capture import quiet_torchao
 from edgeact._macs import layer_of
 from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError, ToolchainError
@@ -98,7 +99,8 @@ def _convert(program: "ExportedProgram") -> Any:
     import openvino as ov
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    decoder = TorchFXPythonDecoder.from_exported_program(program)
+    with quiet_torchao():  # it warns of ops that torch has taken from its table
+        decoder = TorchFXPythonDecoder.from_exported_program(program)
     layers = {node.name: layer_of(node) for node in decoder.pt_module.graph.nodes}
     model = ov.convert_model(decoder)
     for op in model.get_ops():

@@ -216,16 +216,28 @@ def test_other_labels_of_the_same_clips(bundle: Bundle, tmp_path: Path) -> None:
     [
         {"latency": {"artifact_ms": "fast"}},
         {"latency": {"artifact_ms": 0}},
-        {"placement": {"kernels": ["gemm"]}},
-        {"placement": {"kernels": {"gemm": "9"}}},
-        {"placement": {"fallback": "pool"}},
-        {"placement": {"fallback": [1]}},
-        {"placement": {"fallback_ops": None}},
     ],
 )
 def test_a_stored_report_that_cannot_be(bundle: Bundle, change: dict[str, Any]) -> None:
     hostile = rewrite(bundle, change)
     with pytest.raises(BundleError, match=r"report\.json holds a latency or a placement that cannot be"):
+        diff(hostile, hostile)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernels": ["gemm"]},
+        {"kernels": {"gemm": "9"}},
+        {"fallback": "pool"},
+        {"fallback": [1]},
+        {"fallback_ops": None},
+        {"layers": {"name": "stem"}},
+    ],
+)
+def test_a_stored_placement_that_cannot_be(bundle: Bundle, change: dict[str, Any]) -> None:
+    hostile = rewrite(bundle, {"placement": change})
+    with pytest.raises(BundleError, match=r"report\.json cannot be read: not a report of this version of edgeact"):
         diff(hostile, hostile)
 
 
