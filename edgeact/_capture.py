@@ -30,7 +30,17 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-__all__ = ["Call", "behind_uint8", "check_network", "eager", "fold", "lower_and_prove", "quiet_torchao", "run_program"]
+__all__ = [
+    "Call",
+    "behind_uint8",
+    "capture",
+    "check_network",
+    "eager",
+    "fold",
+    "lower_and_prove",
+    "quiet_torchao",
+    "run_program",
+]
 
 Call = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 clip [1, T, H, W, 3] -> logits [1, K]
 
@@ -143,6 +153,21 @@ def quiet_torchao() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def capture(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False) -> "GraphModule":
+    """The network's ATen graph, as authored: float `clip_BCTHW` -> `logits_BK`, with B=1 or any.
+
+    Raises:
+        ToolchainError: torch.export cannot capture the network.
+    """
+    import torch
+
+    clip = torch.zeros(2 if any_batch else 1, 3, spec.frames, spec.crop_height, spec.crop_width)
+    free = ({0: torch.export.Dim("batch")},) if any_batch else None
+    with _export_errors(), torch.no_grad():
+        graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
+    return graph
+
+
 def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False, int8: bool = False) -> "GraphModule":
     """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` -> `logits_BK`, with B=1 or any.
 
@@ -155,10 +180,8 @@ def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False, int8: b
 
     from edgeact.quantize.batch_norm import as_convolutions, fold_batch_norm
 
-    clip = torch.zeros(2 if any_batch else 1, 3, spec.frames, spec.crop_height, spec.crop_width)
-    free = ({0: torch.export.Dim("batch")},) if any_batch else None
+    graph = capture(model, spec, any_batch=any_batch)
     with _export_errors(), torch.no_grad():
-        graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
         fold_batch_norm(graph)
         if int8:
             as_convolutions(graph)
