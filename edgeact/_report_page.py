@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
 from edgeact._plots import drop_plot, film_strip, latency_plot, placement_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
+from edgeact.descriptor_parity import Descriptors
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
@@ -80,6 +81,13 @@ def _gates(report: Report) -> dict[str, dict[str, str]]:
         (f"{signed(accuracy.drop_pt)} pt", accuracy.drop_pt <= gates.max_drop_pt) if accuracy else (None, None)
     )
     add("drop", "Top-1 drop", f"at most {gates.max_drop_pt:g} pt", found, held)
+    if report.descriptors is not None:
+        described = report.descriptors if isinstance(report.descriptors, Descriptors) else None
+        near = described.neighbours[-1] if described and described.neighbours else None
+        found, held = (f"{described.cosine:.6f}", described.cosine >= gates.min_cosine) if described else (None, None)
+        add("cosine", "Cosine of the descriptors", f"at least {gates.min_cosine:g}", found, held)
+        found, held = (pct(near.agreement), near.agreement >= gates.min_neighbours) if near else (None, None)
+        add("neighbours", "Ten nearest clips in common", f"at least {pct(gates.min_neighbours)}", found, held)
     fallback = placement.fallback_ops if placement else None
     found, held = (str(fallback), fallback <= gates.max_fallback) if fallback is not None else (None, None)
     add("fallback", "Ops that fall back", f"at most {gates.max_fallback}", found, held)

@@ -40,7 +40,7 @@ def check_results(results: "Results", bundle: Bundle, *, measured_here: bool = F
     if missing:
         raise InputError(f"golden lacks {len(missing)} of the {len(wanted)} clips of golden.json, first {missing[0]!r}")
     _refuse_unmeasured(results.golden, measured_here)
-    classes = len(bundle.labels)
+    classes = bundle.outputs
     for clip in results.golden:
         if not isinstance(clip.logits, NotMeasured):
             _check_classes(len(clip.logits), classes, f"golden clip {clip.id!r}")
@@ -81,7 +81,7 @@ def _check_coverage(found: Sequence[str], skipped: Iterable[str], wanted: Sequen
 
 def _check_classes(found: int, wanted: int, place: str) -> None:
     if found != wanted:
-        raise InputError(f"{place} has {found} logits, not one for each of the {wanted} labels of the bundle")
+        raise InputError(f"{place} has {found} logits, not the {wanted} that the bundle's network gives")
 
 
 def _refuse_unknown(found: Iterable[str], known: Collection[str], place: str) -> None:

@@ -14,7 +14,9 @@ Shapes: N videos or clips, D features, d dimensions, K classes.
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +27,23 @@ from numpy.typing import NDArray
 from edgeact.clip import ClipSpec
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
 
-__all__ = ["Descriptor", "Examples", "Order", "Reading", "check_order", "load_descriptor", "save_descriptor", "unit"]
+__all__ = [
+    "Described",
+    "Descriptor",
+    "Examples",
+    "Order",
+    "Reading",
+    "blocks",
+    "check_order",
+    "load_descriptor",
+    "project",
+    "read_examples",
+    "reading_from_dict",
+    "reading_to_dict",
+    "save_descriptor",
+    "unit",
+    "write_examples",
+]
 
 Order = Literal["average-normalize", "normalize-average"]
 
@@ -111,13 +129,21 @@ class Examples:
     def nearest(self, descriptors_Nd: NDArray[Any]) -> NDArray[np.int64]:
         """The class `[N]` of the example with the highest cosine."""
         gallery = unit(self.descriptors).T
-        blocks = [(unit(rows) @ gallery).argmax(1) for rows in _blocks(np.asarray(descriptors_Nd))]
-        return np.asarray(self.labels[np.concatenate(blocks)])
+        found = [(unit(rows) @ gallery).argmax(1) for rows in blocks(np.asarray(descriptors_Nd))]
+        return np.asarray(self.labels[np.concatenate(found)])
 
 
-def _blocks(rows_Nd: NDArray[Any]) -> list[NDArray[Any]]:
+def blocks(rows_Nd: NDArray[Any]) -> list[NDArray[Any]]:
     """A thousand rows at a time: similarities of all at once would take N x N numbers."""
     return np.array_split(rows_Nd, max(1, -(-len(rows_Nd) // 1000)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Described:
+    """What the outputs of a descriptor's network mean: how they are read, and what classifies them."""
+
+    reading: Reading
+    examples: Examples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,6 +199,10 @@ class Descriptor:
     def reading(self, *, whitened: bool) -> Reading:
         """How the outputs of its network are read."""
         return Reading(order=self.order, scale=self.deviations if whitened else np.ones(self.dims))
+
+    def described(self, *, whitened: bool) -> Described:
+        """What the outputs of its network mean."""
+        return Described(reading=self.reading(whitened=whitened), examples=self.examples)
 
 
 def project(features_ND: NDArray[Any], components_dD: NDArray[Any], mean_D: NDArray[Any]) -> NDArray[np.float64]:
@@ -248,10 +278,12 @@ def load_descriptor(path: str | os.PathLike[str]) -> Descriptor:
         raise CheckpointError(f"{file} is a damaged descriptor: {exc}; fit it again") from exc
 
 
-def _check_tensors(tensors: Mapping[str, NDArray[Any]], classes: int) -> None:
-    """Refuse tensors that are missing, not finite, or do not fit one another."""
-    sizes = {"classes": classes}
+def _check_tensors(tensors: Mapping[str, NDArray[Any]], classes: int, dims: int | None = None) -> None:
+    """Refuse tensors that are missing, not finite, or do not fit one another; with `dims`, those of examples."""
+    sizes = {"classes": classes} | ({} if dims is None else {"dims": dims})
     for name, axes in _TENSORS.items():
+        if dims is not None and "/" not in name:
+            continue
         if name not in tensors:
             raise InputError(f"it lacks {name}")
         tensor, kind = tensors[name], np.int64 if name == "examples/labels" else np.float32
@@ -260,7 +292,7 @@ def _check_tensors(tensors: Mapping[str, NDArray[Any]], classes: int) -> None:
             raise InputError(f"{name} is {tensor.dtype} {tensor.shape}")
         if not np.isfinite(tensor).all():
             raise InputError(f"{name} holds values that are not finite")
-    if (tensors["variances"] <= 0).any():
+    if dims is None and (tensors["variances"] <= 0).any():
         raise InputError("a component has no variance")
     labels = tensors["examples/labels"]
     if (labels < 0).any() or (labels >= classes).any():
@@ -288,9 +320,25 @@ def reading_from_dict(fields: Mapping[str, Any], dims: int) -> Reading:
     return Reading(order=order, scale=scale)
 
 
-def explained_in_words(ratios: Sequence[float]) -> str:
-    """How much of the variance the components keep."""
-    return f"{len(ratios)} dimensions keep {100 * float(np.sum(ratios)):.1f} % of the variance"
+def write_examples(file: Path, examples: Examples) -> None:
+    """Write an .npz for a bundle."""
+    np.savez(file, **{field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)})
+
+
+def read_examples(file: Path, dims: int, classes: int) -> Examples:
+    """Read what `write_examples` wrote; nothing is unpickled.
+
+    Raises:
+        InputError: It is missing, damaged, or of other dimensions or classes.
+    """
+    names = [field.name for field in dataclasses.fields(Examples)]
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            tensors = {name: arrays[name] for name in names}
+        _check_tensors({f"examples/{name}": array for name, array in tensors.items()}, classes, dims)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as exc:
+        raise InputError(f"{file} holds no examples of descriptors: {exc}") from exc
+    return Examples(**tensors)
 
 
 def _safetensors(name: str) -> Any:
