@@ -20,7 +20,7 @@ from edgeact.clip import ClipSpec
 from edgeact.data import Split, open_dataset
 from edgeact.descriptor import Descriptor, Examples, Order, Reading, check_order, project
 from edgeact.errors import InputError, MissingDependencyError
-from edgeact.evaluate import dataset_root
+from edgeact.evaluate import calibration_root
 from edgeact.features import FeatureSet
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = ["LAYER", "ORDER", "Pca", "SvmError", "fit", "fit_pca", "open_features
 LAYER = "fc6"  # of C3D: Tran 2015, section 3.3
 ORDER: Order = "average-normalize"  # the same
 
+_MOTION_VIDEOS = 480  # of the synthetic set's training part
 _BATCH_VIDEOS = 256
 _SPARE = 64  # components kept beside those asked for while videos are added: what a batch cuts off is lost to the rest
 _FLAT = 1e-6  # of the largest variance: float32 features hold no more
@@ -89,7 +90,7 @@ def open_features(
     """
     from edgeact._feature_layer import feature_network, network_digest
 
-    root = dataset_root(os.fspath(data), progress=progress)
+    root = calibration_root(os.fspath(data), _MOTION_VIDEOS, progress=progress)
     dataset = open_dataset(root, split=split)
     check_network(model, spec)
     network = feature_network(model, spec, layer)
