@@ -55,9 +55,10 @@ class Gates:
     min_neighbours: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("min_agreement", "min_cosine", "min_neighbours"):
+        shares = {"min_agreement": "a share of clips", "min_cosine": "a cosine", "min_neighbours": "a share of clips"}
+        for name, what in shares.items():
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it is a share from 0 to 1")
+                raise InputError(f"{name} is {getattr(self, name)}: it is {what} from 0 to 1")
         for name in ("min_sqnr_db", "max_drop_pt", "max_fallback", "min_speedup"):
             value = getattr(self, name)
             if value is not None and (not math.isfinite(value) or value < 0):

@@ -41,6 +41,7 @@ def run(capsys: pytest.CaptureFixture[str]):
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])
         said = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
         return stopped.value.code, said.out, said.err
 
     return call
