@@ -18,7 +18,7 @@ from edgeact.parity import NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
 
-__all__ = ["placement_in_words", "render", "sustained_in_words", "thinned"]
+__all__ = ["descriptor_rows", "placement_in_words", "render", "sustained_in_words", "thinned"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
@@ -55,6 +55,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         work=placement_in_words(report.placement) if isinstance(report.placement, Placement) else "",
         training_plot=training_plot(curves),
         sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
+        descriptors=[] if report.descriptors is None else descriptor_rows(report.descriptors),
         matrix=_matrix(accuracy) if accuracy else None,
         clips=clips,
         clips_left_out=left_out,
@@ -137,6 +138,34 @@ def placement_in_words(placement: Placement) -> str:
     if placement.crossing_bytes:
         words.append(f"{mb(placement.crossing_bytes / 1e6)} to and from the accelerator")
     return ", ".join(words)
+
+
+def descriptor_rows(found: Descriptors | NotMeasured) -> list[tuple[str, str, str, str]]:
+    """How alike the descriptors are: name, reference, artifact, remark."""
+    if isinstance(found, NotMeasured):
+        return [("descriptors", "", "", f"not measured: {found.not_measured}")]
+    low, high = found.nearest_drop_ci95_pt
+    worst = max(range(found.dims), key=lambda i: found.component_error[i])
+    rows = [
+        ("cosine", "", f"{found.cosine:.7f}", f"lowest {found.cosine_lowest:.6f}, {found.lowest_clip}"),
+        (
+            "component error",
+            "",
+            f"{found.component_error[worst]:.2g} σ",
+            f"of component {worst + 1} of {found.dims}, the worst; median {np.median(found.component_error):.2g} σ",
+        ),
+        (
+            "nearest example",
+            pct(found.nearest_reference),
+            pct(found.nearest_artifact),
+            f"drop {signed(found.nearest_drop_pt)} pt, 95 % {signed(low)} … {signed(high)}",
+        ),
+    ]
+    for near in found.neighbours:
+        low, high = near.agreement_ci95
+        remark = f"in common, 95 % {100 * low:.1f} … {100 * high:.1f}; recall of the nearest {pct(near.recall)}"
+        rows.append((f"{near.k} nearest clips" if near.k > 1 else "nearest clip", "", pct(near.agreement), remark))
+    return rows
 
 
 def sustained_in_words(sustained: Sustained) -> list[str]:

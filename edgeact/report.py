@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._report_page import placement_in_words, render, sustained_in_words, thinned
+from edgeact._report_page import descriptor_rows, placement_in_words, render, sustained_in_words, thinned
 from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
-from edgeact.descriptor_parity import Descriptors
 from edgeact.latency import Latency
 from edgeact.parity import NotMeasured, Report
 from edgeact.placement import Placement
@@ -68,7 +67,7 @@ def _numerics_table(report: Report) -> "RenderableType":
 
 def _figures_table(report: Report) -> "Table":
     table = new_table("", "reference", "artifact", "")
-    described = () if report.descriptors is None else _descriptor_rows(report.descriptors)
+    described = () if report.descriptors is None else descriptor_rows(report.descriptors)
     for row in (
         *_accuracy_rows(report.accuracy),
         *described,
@@ -97,33 +96,6 @@ def _accuracy_rows(accuracy: Accuracy | NotMeasured) -> list[tuple[str, str, str
         ("top-5", pct(accuracy.top5_reference), pct(accuracy.top5_artifact), ""),
         ("agreement", "", pct(accuracy.agreement), flips),
     ]
-
-
-def _descriptor_rows(found: Descriptors | NotMeasured) -> list[tuple[str, str, str, str]]:
-    if isinstance(found, NotMeasured):
-        return [("descriptors", "", "", f"not measured: {found.not_measured}")]
-    low, high = found.nearest_drop_ci95_pt
-    worst = max(range(found.dims), key=lambda i: found.component_error[i])
-    rows = [
-        ("cosine", "", f"{found.cosine:.7f}", f"lowest {found.cosine_lowest:.6f}, {found.lowest_clip}"),
-        (
-            "component error",
-            "",
-            f"{found.component_error[worst]:.2g} σ",
-            f"of component {worst + 1} of {found.dims}, the worst; median {np.median(found.component_error):.2g} σ",
-        ),
-        (
-            "nearest example",
-            pct(found.nearest_reference),
-            pct(found.nearest_artifact),
-            f"drop {signed(found.nearest_drop_pt)} pt, 95 % {signed(low)} … {signed(high)}",
-        ),
-    ]
-    for near in found.neighbours:
-        low, high = near.agreement_ci95
-        remark = f"in common, 95 % {100 * low:.1f} … {100 * high:.1f}; recall of the nearest {pct(near.recall)}"
-        rows.append((f"{near.k} nearest clips" if near.k > 1 else "nearest clip", "", pct(near.agreement), remark))
-    return rows
 
 
 def _latency_rows(latency: Latency | NotMeasured) -> list[tuple[str, str, str, str]]:
