@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def test_many_rows_are_read_in_batches_and_twice_the_same() -> None:
     np.testing.assert_allclose(pca.variances, singular[:5] ** 2 / 899, rtol=1e-6)
     np.testing.assert_array_equal(pca.components, again.components)
     assert pca.rows == 900
+
+
+def test_memory_holds_a_few_hundred_rows() -> None:
+    generator, alive, most = np.random.default_rng(0), [], 0
+
+    def rows() -> Iterator[np.ndarray]:
+        nonlocal most
+        for _ in range(2000):
+            row = generator.standard_normal(20)
+            alive.append(weakref.ref(row))
+            most = max(most, sum(found() is not None for found in alive))
+            yield row
+
+    fit_pca(rows(), 3)
+    assert 200 < most < 300
 
 
 def test_what_was_computed_is_not_computed_again_after_a_stop(
