@@ -28,6 +28,8 @@ from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.quantize.options import Int8
 from edgeact.run import classify_video
+from edgeact.runtime import needs_engine
+from edgeact.targets import get_target, list_targets
 from edgeact.video import iter_windows
 
 SPEC = ClipSpec(frames=16, frame_stride=1, short_side=18, crop_height=16, crop_width=16)
@@ -226,6 +228,28 @@ def test_int8_is_calibrated_on_features(model: nn.Module, descriptor: Descriptor
     assert 0.9 < found.descriptors.cosine < 0.999999
     with pytest.raises(InputError, match="keep_float 'auto' judges by classes"):
         export(model, descriptor, videos, tmp_path, precision="int8", int8=Int8(keep_float="auto"))
+
+
+def every_case() -> list[tuple[str, str]]:
+    runs_here = [
+        name for name in list_targets() if not needs_engine(get_target(name).runtime) or get_target(name).proxy
+    ]
+    return [(name, precision) for name in runs_here for precision in get_target(name).precisions]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "precision"), every_case())
+def test_every_target_gives_descriptors(
+    target: str, precision: str, model: nn.Module, descriptor: Descriptor, videos: Path, tmp_path: Path
+) -> None:
+    limits = {"max_drop_pt": 100, "min_agreement": 0, "min_neighbours": 0, "max_fallback": 1000}  # untrained weights
+    gates = dataclasses.replace(Gates.for_descriptors(precision), **limits)
+    found = export(
+        model, descriptor, videos, tmp_path, target=target, precision=precision, gates=gates, clips=12
+    ).report()
+    assert found.held, found.failures
+    assert isinstance(found.descriptors, Descriptors)
+    assert found.descriptors.cosine > 0.9
 
 
 def test_a_descriptor_that_does_not_fit_is_refused(
