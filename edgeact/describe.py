@@ -117,6 +117,7 @@ def fit(videos: FeatureSet, *, model_name: str, dims: int = 10, order: str = ORD
 
     Raises:
         InputError: There are no more videos than dimensions, or the features do not vary in so many.
+        SvmError: The videos are of one class.
         MissingDependencyError: scikit-learn is not installed.
     """
     require_sklearn()
