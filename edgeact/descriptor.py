@@ -5,8 +5,8 @@
 
 PCA is affine and commutes with the average over clips; scaling to length 1 commutes with neither. So it comes last, in
 the d numbers, and what a device gives needs no more than them: PCA is fitted on averages as they are, and the order of
-averaging and scaling is recorded. (Tran 2015 scales the averages before PCA: no device that sends d numbers per clip could
-follow, since the length of the average is lost.)
+averaging and scaling is recorded. (Tran 2015 scales the averages before PCA: no device that sends d numbers per clip
+could follow, since the length of the average is lost.)
 
 Shapes: N videos or clips, D features, d dimensions, K classes.
 """
