@@ -39,6 +39,7 @@ __all__ = [
     "fold",
     "lower_and_prove",
     "quiet_torchao",
+    "round_weights_alone",
     "run_program",
 ]
 
@@ -265,10 +266,16 @@ def _unrounded(program: "ExportedProgram") -> "GraphModule":
 
     module = program.module(check_guards=False)
     assert isinstance(module, torch.fx.GraphModule)
+    return round_weights_alone(module)
+
+
+def round_weights_alone(module: "GraphModule") -> "GraphModule":
+    """`module`, changed: an int8 network whose activations are not rounded; weights and their scales stay."""
     for node in module.graph.nodes:
         dequantizes = str(node.target).startswith("quantized_decomposed.dequantize_per_tensor")
-        if dequantizes and node.args[0].op == "call_function":  # not a constant
-            node.replace_all_uses_with(node.args[0].args[0])
+        stored: Any = node.args[0] if dequantizes else None
+        if stored is not None and stored.op == "call_function":  # not a constant
+            node.replace_all_uses_with(stored.args[0])
     module.graph.eliminate_dead_code()
     module.recompile()
     return module

@@ -148,7 +148,7 @@ def placement_plot(placement: Placement) -> str:
     if not panels:
         return ""
     units = list(dict.fromkeys(_where(layer) for layer in layers if not layer.fallback_ops))
-    shades = np.linspace(1.0, 0.4, max(len(units), 1))
+    shades = np.linspace(1.0, 0.4, len(units))
 
     def draw(figure: "Figure", wide: bool) -> None:
         for axes, (title, shares) in zip(
@@ -164,7 +164,7 @@ def placement_plot(placement: Placement) -> str:
                     axes.bar(chosen, heights, 0.8, color=colour, alpha=shade, linewidth=0, label=label)
             axes.set(ylabel=f"% of the {title}")
             axes.grid(axis="y", color=_GRID)
-        stages = [layer.name.partition(".")[0] for layer in layers]
+        stages = [layer.name.partition(".")[0] or "forward" for layer in layers]
         starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
         figure.axes[-1].set_xticks(starts, [stages[i] for i in starts], rotation=90 if len(starts) > 6 else 0)
         for text in figure.axes[-1].get_xticklabels():

@@ -20,7 +20,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
-from edgeact.runtime import Runner, needs_engine
+from edgeact.runtime import Runner, emulation_of, needs_engine
 from edgeact.targets import Target, get_target
 
 if TYPE_CHECKING:
@@ -170,34 +170,30 @@ def data_notes(evaluation: EvaluationSet) -> list[str]:
 def engine_notes(job: Job, runner: Runner) -> list[str]:
     """What ran here, where a device will run something else."""
     if job.target.proxy:
-        return [
-            f"proxy: {job.target.proxy} {runner.version} ran in place of {job.target.runtime}; on the device, `edgeact "
-            "compile` builds the engine and `edgeact validate` judges it"
-        ]
+        builds = needs_engine(job.target.runtime)
+        device = "; on the device, `edgeact compile` builds the engine and `edgeact validate` judges it"
+        proxy = f"proxy: {job.target.proxy} {runner.version} ran in place of {job.target.runtime}"
+        return [proxy + device * builds]
+    if emulation := emulation_of(runner):
+        return [f"emulated: {emulation} ({runner.version}) ran the artifact: its logits count, its time says nothing"]
     if not needs_engine(job.target.runtime):
         return []
     return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]
 
 
 def _io(job: Job) -> dict[str, Any]:
-    """The tensors by their names in the artifact, and of a descriptor how it is read."""
-    output: dict[str, Any] = {
-        "name": "logits",
-        "dtype": "float32",
-        "shape": [1, job.outputs],
-        "layout": "BK",
-        "content": "logits",
-    }
+    """What the artifact takes and gives: the clip or each of its frames as an image, logits or a descriptor."""
+    clip_shape = job.spec.clip_shape
+    clip = {"name": "clip", "dtype": "uint8", "shape": [1, *clip_shape], "layout": "BTHWC", "color": "RGB"}
+    if job.target.runtime == "coreml":
+        names = [f"frame_{t}" for t in range(job.spec.frames)]
+        clip = {"names": names, "dtype": "uint8", "shape": list(clip_shape[1:]), "layout": "image", "color": "RGB"}
+    output: dict[str, Any] = {"name": "logits", "dtype": "float32", "shape": [1, job.outputs], "layout": "BK"}
+    output["content"] = "logits"
     if job.described is not None:
         output |= {"layout": "BD", "content": "descriptor", "reading": reading_to_dict(job.described.reading)}
     return {
-        "input": {
-            "name": "clip",
-            "dtype": "uint8",
-            "shape": [1, *job.spec.clip_shape],
-            "layout": "BTHWC",
-            "color": "RGB",
-        },
+        "input": clip,
         "output": output,
         "normalization": "inside the graph",
     }

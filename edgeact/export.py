@@ -6,6 +6,7 @@
 Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a uint8 `clip_BTHWC` with B=1 to the same.
 """
 
+import copy
 import dataclasses
 import os
 import tempfile
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, run_program
+from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, round_weights_alone, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact._macs import macs_by_layer
@@ -46,15 +47,15 @@ from edgeact.descriptor import Described
 from edgeact.descriptor_parity import nearest_clip
 from edgeact.environment import busy_note, device_name
 from edgeact.errors import InputError
-from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, run_model
+from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, balanced, run_model
 from edgeact.latency import Latency, measure_interleaved, summarize
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.quantize.options import Int8
-from edgeact.runtime import Runner, compile_engine, load_runner, needs_engine
+from edgeact.runtime import Runner, compile_engine, emulation_of, load_runner, needs_engine, sample_of
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import check_form, check_options, check_precision, get_target
+from edgeact.targets import check_form, check_options, check_precision, check_sdk, get_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +108,8 @@ def export(
         facts: More facts for the manifest, such as those of the training.
         notes: Remarks for the report.
         gates: Limits to hold; `Gates.defaults(precision)` by default, or `Gates.for_descriptors`.
-        clips: Most clips of the held-out part, even over the classes; all by default.
+        clips: Most clips of the held-out part, even over the classes; by default all, or a sample where the artifact
+            runs in an emulator.
         int8: How the int8 network is made; for that precision alone.
         compilation: The time limit of a vendor's compiler, and the SDK where one is used.
         threads: CPU threads of both sides of the latency comparison; 0 takes every core.
@@ -132,6 +134,7 @@ def export(
     gates = gates or (Gates.defaults(precision) if described is None else Gates.for_descriptors(precision))
     model_name = model_name or type(model).__name__
     options = check_options(target, options or {}, precision)
+    check_sdk(target, options, compilation.sdk if compilation else None)
     evaluation = EvaluationSet.open(
         os.fspath(data),
         spec,
@@ -140,6 +143,8 @@ def export(
         on_corrupt=on_corrupt,
         progress=progress,
     )
+    if clips is None:
+        notes = (*notes, *_sample(evaluation, target))
     source = None
     if precision == "int8":
         how: dict[str, Any] = {"on_corrupt": on_corrupt, "progress": progress}
@@ -169,6 +174,17 @@ def export(
     return open_bundle(report.bundle)
 
 
+def _sample(evaluation: EvaluationSet, target: str) -> list[str]:
+    """Leave as many clips as the target's runner can be judged by here, and say so."""
+    kind, whole = get_target(target), evaluation.dataset
+    most = sample_of(kind.proxy or kind.runtime)
+    if most is None or most >= len(whole.samples):
+        return []
+    evaluation.dataset = balanced(whole, max(most, len(whole.labels)))
+    taken = len(evaluation.dataset.samples)
+    return [f"a sample of {taken} of {len(whole.samples)} clips is compared: emulation is slow; --clips takes more"]
+
+
 def _run_reference(job: Job) -> Outputs:
     """The full-precision model on the evaluation set: what everything after is compared with."""
     outputs = check_network(job.model, job.spec)
@@ -191,12 +207,14 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     if job.int8 is not None:
         int8 = quantize(network, job.int8, job.target.scheme)
         network, facts = int8.network, {**facts, "quantization": int8.facts}
+        if job.options.get("activations") == "float16":  # the rungs are of what the artifact computes
+            network = round_weights_alone(copy.deepcopy(network))
         rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
     told = job.target.compile(program, folder, job.precision, job.options, job.compilation)
-    files = sorted(file.name for file in folder.iterdir())
+    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     runner = _runner(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     numerics = _ladder(job, reference, rungs, artifact, [sample.id for sample, _ in shown])
@@ -279,6 +297,8 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
         return NotMeasured(runner.missing)
     if job.target.proxy:
         return NotMeasured(f"the device alone tells: {job.target.proxy} is a proxy for {job.target.runtime}")
+    if emulation := emulation_of(runner):
+        return NotMeasured(f"emulated: the device alone tells, and here is {emulation}")
 
     clip_BCTHW = torch.from_numpy(normalize(clip, job.spec))
     with torch.inference_mode():
@@ -296,7 +316,7 @@ def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) ->
 
 def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArray[np.uint8]) -> str:
     """The artifact beside one with every layer in int8, in one interleaved run."""
-    if runner.missing or job.target.proxy:
+    if runner.missing or job.target.proxy or emulation_of(runner):
         return f"int8: what the layers in float cost is not measured: {runner.missing or 'a device alone tells'}"
     with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
         program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)

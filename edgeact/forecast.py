@@ -21,7 +21,7 @@ from edgeact.targets import check_form, check_options, check_precision, get_targ
 if TYPE_CHECKING:
     from torch import fx, nn
 
-    from edgeact.targets import Refusal
+    from edgeact.targets import Refusal, Target
 
 __all__ = ["Forecast", "Layer", "Support", "forecast"]
 
@@ -101,7 +101,7 @@ def forecast(
     from edgeact.lowering._prepare import prepare
 
     asked = get_target(target)
-    precision = precision or ("fp32" if "fp32" in asked.precisions else asked.precisions[0])
+    precision = precision or _usual_precision(asked, options or {})
     check_precision(target, precision)
     form, options = check_form(target, form), check_options(target, options or {}, precision)
     model = model.cpu().float().eval()
@@ -134,6 +134,13 @@ def forecast(
             )
         )
     return Forecast(target=target, form=form, layers=tuple(layers), notes=notes)
+
+
+def _usual_precision(asked: "Target", options: Mapping[str, str]) -> str:
+    """Fp32, or the first precision that the target has with these options."""
+    every = sorted(asked.precisions, key=lambda precision: precision != "fp32")
+    excluded = {precision for precision, value in asked.excluded if value in options.values()}
+    return next((precision for precision in every if precision not in excluded), every[0])
 
 
 def _judge(

@@ -20,7 +20,7 @@ from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, dataset_root, run
 from edgeact.latency import measure_interleaved
 from edgeact.parity import NOT_ASKED, NotMeasured
 from edgeact.results import Device, EvaluationOutputs, FrameDifference, GoldenOutput, Results, UsedRuntime
-from edgeact.runtime import CheckedRunner, load
+from edgeact.runtime import CheckedRunner, emulation_of, load
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.sustained import Sustained, check_minutes, run_sustained
 from edgeact.video import read_clip
@@ -178,6 +178,8 @@ def _latency(
         return NotMeasured(engine.missing), None
     if runner.proxy_for:
         return NotMeasured(f"the device alone tells: {runner.runtime} is a proxy for {runner.proxy_for}"), None
+    if emulation := emulation_of(engine):
+        return NotMeasured(f"emulated: the device alone tells, and here is {emulation}"), None
     frames = np.ascontiguousarray(clip.frames[None])
     samples = measure_interleaved({"artifact": lambda: engine(frames)}, rounds=rounds)
     return tuple(samples["artifact"]), peak_memory_mb(runner.runtime, bundle.path, bundle.spec, engine.threads)
@@ -192,5 +194,7 @@ def _sustained(
         return NotMeasured(runner.runner.missing)
     if runner.proxy_for:
         return NotMeasured(f"the device alone tells: {runner.runtime} is a proxy for {runner.proxy_for}")
+    if emulation := emulation_of(runner.runner):
+        return NotMeasured(f"emulated: the device alone tells, and here is {emulation}")
     frames = np.ascontiguousarray(clip.frames[None])
     return run_sustained(lambda: runner.runner(frames), minutes, sensors=sensors, progress=progress)

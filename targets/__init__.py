@@ -7,7 +7,16 @@ from pathlib import Path
 from edgeact.errors import InputError, UnknownNameError
 from edgeact.targets._target import Refusal, Target
 
-__all__ = ["Refusal", "Target", "check_form", "check_options", "check_precision", "get_target", "list_targets"]
+__all__ = [
+    "Refusal",
+    "Target",
+    "check_form",
+    "check_options",
+    "check_precision",
+    "check_sdk",
+    "get_target",
+    "list_targets",
+]
 
 
 def list_targets() -> list[str]:
@@ -39,7 +48,9 @@ def check_precision(target: str, precision: str) -> None:
     if precision not in every:
         raise UnknownNameError("precision", precision, allowed)
     if precision not in allowed:
-        raise InputError(f"target {target!r} does not export {precision}: allowed: {', '.join(allowed)}")
+        why = get_target(target).excluded.get((precision, ""))
+        because = f": {why}" if why else ""
+        raise InputError(f"target {target!r} does not export {precision}{because}: allowed: {', '.join(allowed)}")
 
 
 def check_form(target: str, form: str | None) -> str:
@@ -70,4 +81,24 @@ def check_options(target: str, given: Mapping[str, str], precision: str | None =
             raise UnknownNameError(f"{name} of target {target!r}", value, options[name])
         if why := get_target(target).excluded.get((precision or "", value)):
             raise InputError(f"target {target!r} does not export {precision} with {name} {value}: {why}")
-    return {name: given.get(name, values[0]) for name, values in options.items()}
+    chosen = {name: given.get(name, values[0]) for name, values in options.items()}
+    for name, value in chosen.items():
+        for other in chosen.values():
+            if why := get_target(target).excluded.get((other, value)):
+                raise InputError(f"{name} {value} does not go with {other} on target {target!r}: {why}")
+    return chosen
+
+
+def check_sdk(target: str, options: Mapping[str, str], sdk: Path | None) -> None:
+    """Refuse a vendor's SDK that the target cannot use, or that does not go with its options.
+
+    Raises:
+        InputError: It has no use for one, or not for this one, or its options need one.
+        UnknownNameError: A chip that the SDK's vendor does not have.
+    """
+    if target == "litert":
+        from edgeact.targets import _litert_aot
+
+        _litert_aot.check(options["npu"], options["soc"], sdk)
+    elif sdk is not None:
+        raise InputError(f"target {target!r} uses no vendor's SDK: leave --sdk out, or export for litert with --npu")

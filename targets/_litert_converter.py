@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from edgeact.targets import _litert_int8, _litert_kernels
+from edgeact.targets import _litert_int8, _litert_kernels, _tflite
 
 __all__ = ["convert"]
 
@@ -28,16 +28,32 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
     scales = None
     if precision == "int8":
         _litert_int8.quantize_in_the_graph(module)
+        _litert_kernels.drop_idle_moves(module)
+        _litert_kernels.replace_means_of_frames(module)
         _litert_kernels.replace(module)
+        _litert_int8.normalise_in_int8(module)
         _litert_int8.keep_pads_in_layout()
         scales = _litert_int8.read_scales()
     clip = next(node for node in exported.graph.nodes if node.name == exported.graph_signature.user_inputs[0])
     example = torch.zeros(tuple(clip.meta["val"].shape), dtype=torch.uint8)
+    _name_by_layer()
     litert_torch.convert(module, (example,), quant_config=scales).export(str(artifact))
-    if precision == "int8":
-        _litert_int8.finish(artifact)
     if precision == "fp16":
         _store_fp16(artifact)
+    _tflite.finish(artifact, int8=precision == "int8")
+
+
+def _name_by_layer() -> None:
+    """Have the converter name what each op gives `layer1.0.conv2/conv2d`, in place of the classes of the modules."""
+    from litert_torch.backend import debuginfo
+
+    def build_mlir_debuginfo(node: fx.Node) -> str:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = stack[-1][0] if stack else ""
+        op = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+        return f"{path}/{op}"
+
+    debuginfo.build_mlir_debuginfo = build_mlir_debuginfo
 
 
 def _pad_max_pools_with_zeros(graph: fx.Graph) -> None:

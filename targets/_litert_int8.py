@@ -8,7 +8,6 @@ it takes the last of them for the caller's, and gives int8 logits.
 """
 
 import operator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import fx
 if TYPE_CHECKING:
     from litert_torch.quantize.quant_config import QuantConfig
 
-__all__ = ["finish", "keep_pads_in_layout", "quantize_in_the_graph", "read_scales"]
+__all__ = ["keep_pads_in_layout", "normalise_in_int8", "quantize_in_the_graph", "read_scales"]
 
 _aten = torch.ops.aten
 _quantized = torch.ops.quantized_decomposed
@@ -75,37 +74,69 @@ def _real(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     return real
 
 
-def finish(path: Path) -> None:
-    """Give the .tflite `path` float logits, and take the names from its tensors: they say nothing and weigh a tenth."""
-    from ai_edge_litert.tools import flatbuffer_utils
+def normalise_in_int8(module: fx.GraphModule) -> None:
+    """The clip's normalisation, `x * scale + offset` in float, as a depthwise convolution of integers; in place.
 
-    model = flatbuffer_utils.read_model(str(path))
-    graph = model.subgraphs[0]
-    for index, tensor in enumerate(graph.tensors):
-        tensor.name = tensor.name if index in (*graph.inputs, *graph.outputs) else b""
-    _dequantize_logits(model)
-    flatbuffer_utils.write_model(model, str(path))
+    uint8 frame ─ cast ─ * scale ─ + offset ─ quantize        in float, which no NPU takes
+    uint8 frame ─ cast ─ quantize ─ conv2d 1x1 ─ quantize     the same to 1/254 of a grey level, its int32 bias rounded
+
+    The first quantize op subtracts 128 and rounds nothing; `_tflite` makes the cast one with it. A network whose first
+    layer is in float, or that normalises in another way, stays as it is.
+    """
+    call, constants = module.graph.call_function, None
+    for quantize in module.graph.find_nodes(op="call_function", target=_quantized.quantize_per_tensor.default):
+        normalised: Any = quantize.args[0]
+        if (found := _normalisation(module, normalised)) is None:
+            continue
+        frame, scale, offset = found
+        with module.graph.inserting_before(quantize):
+            constants = constants or _depthwise(module, scale, offset)
+            stored = call(_quantized.quantize_per_tensor.default, (frame, *_LEVELS))
+            levels = call(_quantized.dequantize_per_tensor.default, (stored, *_LEVELS))
+            conv = call(_aten.conv2d.default, (levels, *constants, [1, 1], [0, 0], [1, 1], scale.numel()))
+        conv.meta = dict(normalised.meta)
+        quantize.replace_input_with(normalised, conv)
+    module.graph.eliminate_dead_code()
+    module.recompile()
 
 
-def _dequantize_logits(model: Any) -> None:
-    """Put a DEQUANTIZE op behind the logits, where they are int8."""
-    from ai_edge_litert import schema_py_generated as schema
+_LEVELS = (1.0, -128, -128, 127, torch.int8)  # scale and zero point of uint8's levels as int8
 
-    graph, kind = model.subgraphs[0], schema.BuiltinOperator.DEQUANTIZE
-    (output,) = graph.outputs
-    before = graph.tensors[output]
-    if before.type != schema.TensorType.INT8:
-        return
-    after = schema.TensorT()
-    after.shape, after.type, after.hasRank, after.name = before.shape, schema.TensorType.FLOAT32, True, b"logits"
-    graph.tensors.append(after)
-    code = schema.OperatorCodeT()
-    code.builtinCode, code.deprecatedBuiltinCode, code.version = kind, kind, 2
-    model.operatorCodes.append(code)
-    op = schema.OperatorT()
-    op.opcodeIndex, op.inputs, op.outputs = len(model.operatorCodes) - 1, [output], [len(graph.tensors) - 1]
-    op.builtinOptionsType, op.builtinOptions = schema.BuiltinOptions.DequantizeOptions, schema.DequantizeOptionsT()
-    graph.operators.append(op)
-    graph.outputs = list(op.outputs)
-    for signature in model.signatureDefs or ():
-        signature.outputs[0].tensorIndex = op.outputs[0]
+
+def _normalisation(module: fx.GraphModule, add: fx.Node) -> tuple[fx.Node, torch.Tensor, torch.Tensor] | None:
+    """The levels 0 to 255 of a frame `[N, C, H, W]`, and the scale and offset per channel of which `add` is the end."""
+    mul: Any = add.args[0] if add.target is _aten.add.Tensor else None
+    if not isinstance(mul, fx.Node) or mul.target is not _aten.mul.Tensor:
+        return None
+    frame, *constants = mul.args[0], mul.args[1], add.args[1]
+    values = [_constant(module, node) for node in constants]
+    if not isinstance(frame, fx.Node) or any(value is None or value.shape != (1, 3, 1, 1) for value in values):
+        return None
+    source = frame
+    while source.target in _MOVEMENT:
+        source = source.all_input_nodes[0]
+    if source.target is not _aten._to_copy.default or source.all_input_nodes[0].op != "placeholder":
+        return None
+    return frame, values[0], values[1]
+
+
+_MOVEMENT = (_aten.permute.default, _aten.reshape.default, _aten.view.default, _aten.slice.Tensor, _aten.select.int)
+
+
+def _constant(module: fx.GraphModule, node: Any) -> Any:
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    return operator.attrgetter(str(node.target))(module)
+
+
+def _depthwise(module: fx.GraphModule, scale: torch.Tensor, offset: torch.Tensor) -> tuple[fx.Node, fx.Node]:
+    """Weight, behind its quantize and dequantize ops, and bias of the normalisation, put where the graph stands."""
+    steps = scale.abs().flatten() / 127
+    zeros = torch.zeros(scale.numel(), dtype=torch.int64)
+    values = {"weight": scale.reshape(-1, 1, 1, 1), "bias": offset.flatten(), "scale": steps, "zero": zeros}
+    for name, value in values.items():
+        module.register_buffer(f"normalisation_{name}", value.clone())
+    weight, bias, step, zero = (module.graph.get_attr(f"normalisation_{name}") for name in values)
+    limits = (step, zero, 0, -127, 127, torch.int8)
+    stored = module.graph.call_function(_quantized.quantize_per_channel.default, (weight, *limits))
+    return module.graph.call_function(_quantized.dequantize_per_channel.default, (stored, *limits)), bias

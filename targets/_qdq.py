@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["float_weights", "fuse", "groups_of"]
+__all__ = ["float_weights", "fuse", "fuse_activations", "groups_of"]
 
 
 def fuse(model: "ModelProto") -> None:
@@ -28,15 +28,21 @@ def fuse(model: "ModelProto") -> None:
             rounded = [found for name in node.input if (found := graph.rounded(name)) and _is_dense(found[0])]
             if rounded:  # the one that is computed last
                 graph.join(node, max(rounded, key=lambda found: graph.order[found[0].output[0]]))
-        elif node.op_type in ("Relu", "Clip"):
-            found = graph.rounded(node.input[0])
-            if found and found[0].op_type in ("Conv", "Add"):
-                graph.join(node, found)
+        else:
+            graph.join_activation(node)
     logits = model.graph.output[0].name
     if found := graph.rounded(logits, readers=0):
         last, quantize, dequantize = found
         last.output[0] = logits
         graph.dropped |= {id(quantize), id(dequantize)}
+    _keep(model, [node for node in graph.nodes if id(node) not in graph.dropped])
+
+
+def fuse_activations(model: "ModelProto") -> None:
+    """Remove the rounding between a ReLU and the convolution or sum that it reads; in place."""
+    graph = _Graph(model)
+    for node in graph.nodes:
+        graph.join_activation(node)
     _keep(model, [node for node in graph.nodes if id(node) not in graph.dropped])
 
 
@@ -73,6 +79,12 @@ class _Graph:
         source, quantize, dequantize = found
         node.input[list(node.input).index(dequantize.output[0])] = source.output[0]
         self.dropped |= {id(quantize), id(dequantize)}
+
+    def join_activation(self, node: "NodeProto") -> None:
+        """Let a ReLU read what a convolution or a sum computed."""
+        if node.op_type in ("Relu", "Clip") and (found := self.rounded(node.input[0])):
+            if found[0].op_type in ("Conv", "Add"):
+                self.join(node, found)
 
 
 def float_weights(model: "ModelProto") -> None:

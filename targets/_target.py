@@ -38,7 +38,8 @@ class Target(Protocol):
         forms: How time may be held in the program that `compile` gets, the best first: volumetric, folded, unrolled.
         scheme: The int8 rule it demands; None where it has no int8.
         options: Further choices by name, each with its allowed values, the default first.
-        excluded: Why a precision and a value of an option do not go together.
+        excluded: Why a precision, or the value of another option, and a value of an option do not go together; with ""
+            in the value's place, why the target does not have the precision.
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
         proxy: Name of the runner that stands in for it where the export runs, for the numbers alone; None where the
             runtime itself runs there.

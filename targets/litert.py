@@ -4,6 +4,9 @@ The stock converter has no depthwise Conv3d and gives dense ones to a slow CONV_
 compute is one or two XNNPACK delegates. fp16 stores weights as float16, half the file; XNNPACK computes in fp32 from
 them. int8 keeps the scales of the graph; XNNPACK computes in int8 from the normalised frames to the logits. Neither
 TensorFlow Select nor custom ops are ever written: a network that would need them is refused.
+
+With `npu`, the int8 file is held against the rules of LiteRT's compiler for that NPU; with the vendor's SDK beside it,
+that compiler compiles it for one chip. What runs here, and is timed, is XNNPACK all the same.
 """
 
 import importlib.util
@@ -15,7 +18,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
 from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.placement import write_placement
 from edgeact.quantize.scheme import Scheme
+from edgeact.targets import _litert_aot
+from edgeact.targets._litert_npu_rules import NPUS, estimate
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -27,14 +33,21 @@ __all__ = ["TARGET", "LiteRT"]
 
 
 class LiteRT:
-    """`model.tflite`."""
+    """`model.tflite`; for an NPU `placement.json`, and `model_<npu>_<soc>.tflite` where its vendor's SDK is given."""
 
     summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
     precisions = ("fp32", "fp16", "int8")
     forms = ("unrolled", "folded")
     scheme = Scheme(partial_sums=True)
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {}
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "npu": ("none", *NPUS),
+        "soc": ("none", *(soc for npu in NPUS.values() for soc in npu.socs)),
+    }
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
+        (precision, npu): "the rules are held against integers: --precision int8"
+        for precision in ("fp32", "fp16")
+        for npu in NPUS
+    }
     runtime = "litert"
     proxy = None
 
@@ -49,20 +62,34 @@ class LiteRT:
         """Convert in a process of its own, and check what came out; see `Target.compile`."""
         import torch
 
+        npu, soc = options.get("npu", "none"), options.get("soc", "none")
+        _litert_aot.check(npu, soc, how.sdk)
         if importlib.util.find_spec("litert_torch") is None:
             raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
         with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
             torch.export.save(program, Path(work) / "program.pt2")
             _convert(Path(work) / "program.pt2", folder / "model.tflite", precision, how)
-        _refuse_foreign_ops(folder / "model.tflite")
-        return ()
+        model = folder / "model.tflite"
+        _refuse_foreign_ops(model)
+        if npu == "none":
+            return ()
+        told = f"{npu}: compiled for no chip: that needs the vendor's SDK (--sdk); held against {NPUS[npu].source}"
+        placement = estimate(model, npu)
+        if how.sdk is not None:
+            placement = _litert_aot.compile_for(model, folder / f"model_{npu}_{soc}.tflite", npu, soc, how)
+            told = f"{npu}: LiteRT's compiler made model_{npu}_{soc}.tflite with the SDK; it has not run on any {soc}"
+        write_placement(folder, placement)
+        return (told, f"{npu}: accuracy and time are of model.tflite on this CPU (XNNPACK), not of the NPU")
 
     def refusals(
         self, graph: "GraphModule", options: Mapping[str, str], precision: str
     ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
-        """What the XNNPACK delegate leaves out; see `Target.refusals`."""
-        from edgeact.targets import _xnnpack
+        """What the XNNPACK delegate, or the compiler for the NPU, leaves out; see `Target.refusals`."""
+        from edgeact.targets import _litert_npu_graph, _xnnpack
 
+        npu = options.get("npu", "none")
+        if npu != "none":
+            return _litert_npu_graph.refusals(graph, npu), (f"{npu}: {NPUS[npu].source}",)
         found = _xnnpack.refusals(
             graph,
             more="amax amin cos layer_norm log_softmax mean rsub sin softmax sum upsample_bilinear2d",

@@ -57,6 +57,16 @@ target_options = _apply(
         click.option("--backend", help="Of android: xnnpack (CPU) or vulkan (GPU).  [default: xnnpack]"),
         click.option("--jetpack", help="Of jetson: the release on the device, 5.1, 6.0, 6.1 or 6.2.  [default: 6.2]"),
         click.option("--dla", is_flag=True, help="Of jetson: for the DLA instead of the GPU; fp16."),
+        click.option("--deployment", help="Of coreml: the oldest system, iOS17, iOS18 or iOS26.  [default: iOS17]"),
+        click.option("--config", help="Of ethos_u: the NPU, as ethos-u55-128.  [default: ethos-u85-256]"),
+        click.option("--system-config", help="Of ethos_u: clock and memories, by Vela's name.  [default: by --config]"),
+        click.option("--memory-mode", help="Of ethos_u: what lies where, by Vela's name.  [default: by --config]"),
+        click.option("--npu", help="Of litert in int8: hold it against google-tensor, mediatek or qualcomm."),
+        click.option("--soc", help="Of qualcomm, or of litert with --sdk: the chip, as SM8550.  [default: SM8650]"),
+        click.option(
+            "--activations",
+            help="Of int8: on qualcomm int8 or int16, on coreml float16 or int8.  [default: the first of them]",
+        ),
     ]
 )
 
@@ -133,7 +143,8 @@ def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
 
 def take_target_options(given: dict[str, Any]) -> dict[str, str]:
     """Those of the `target_options` that were given; they are taken out of `given`."""
-    taken = {"backend": given.pop("backend"), "jetpack": given.pop("jetpack")}
+    names = ("backend", "jetpack", "npu", "soc", "activations", "deployment", "config", "system_config", "memory_mode")
+    taken = {name: given.pop(name) for name in names}
     taken["accelerator"] = "dla" if given.pop("dla") else None
     return {name: value for name, value in taken.items() if value is not None}
 

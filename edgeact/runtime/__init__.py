@@ -3,6 +3,8 @@
 A runtime that compiles on the device where it runs also has `machine() -> facts`, every fact that its engine depends
 on, and `build(folder, out, clip, threads) -> facts`, which writes the engine of the artifact in `folder` into `out`;
 its runner loads what `edgeact.engine.open_engine` gives it. The artifact's files hold every choice of the build.
+
+A runner that emulates the device's hardware has `emulation`, what computes here in words, and its module `sample()`.
 """
 
 import importlib
@@ -26,12 +28,14 @@ __all__ = [
     "CheckedRunner",
     "Runner",
     "compile_engine",
+    "emulation_of",
     "is_installed",
     "load",
     "load_runner",
     "modules_of",
     "needs_engine",
     "runtime_here",
+    "sample_of",
 ]
 
 
@@ -81,6 +85,17 @@ class CheckedRunner:
                 f"{clip.shape}; edgeact.video.read_clip(path, bundle.spec) makes one"
             )
         return self.runner(clip if clip.flags.c_contiguous else np.ascontiguousarray(clip))
+
+
+def emulation_of(runner: Runner) -> str | None:
+    """What computes here as the device's hardware would, so that its time says nothing; None where that is at hand."""
+    return getattr(runner, "emulation", None)
+
+
+def sample_of(runtime: str) -> int | None:
+    """Most clips to judge an export by, where one takes seconds on this machine; None where all are taken."""
+    sample: int | None = getattr(_module(runtime), "sample", lambda: None)()
+    return sample
 
 
 def modules_of(runtime: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact.errors import MissingDependencyError, ToolchainError
-from edgeact.placement import IN_FLOAT, Placement
+from edgeact.placement import IN_FLOAT, PlacedOp, Placement, read_placement
 
 __all__ = ["MODULES", "Runner"]
 
@@ -56,6 +56,7 @@ class Runner:
     def __init__(self, folder: Path, shape: tuple[int, ...], threads: int = 0) -> None:
         interpreter, distribution = _interpreter()
         self.threads = threads or os.cpu_count() or 1
+        self._for_npu = read_placement(folder) if (folder / "placement.json").exists() else None
         self.version = importlib.metadata.version(distribution) + f" ({distribution})"
         try:
             self._interpreter = interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
@@ -77,41 +78,71 @@ class Runner:
         return ()
 
     def placement(self) -> Placement:
-        """Which ops XNNPACK took: those that the outputs need and no delegate computes are outside.
+        """Where the NPU's compiler or its rules put each op, of a bundle for one; else which ops XNNPACK took.
 
-        The interpreter lists the original ops beside the delegates that replaced them, so the way back from the
-        outputs ends at what a delegate gives. In an int8 model a convolution or linear layer in float is a fallback.
+        Of XNNPACK: those that the outputs need and no delegate computes are outside.
+
+        The interpreter lists the original ops beside the delegates that replaced them, so the way back from what a
+        delegate gives ends at what it takes. In an int8 model a convolution or linear layer in float is a fallback.
         """
+        if self._for_npu is not None:
+            return self._for_npu
         ops = self._interpreter._get_ops_details()
         delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
-        given = {tensor for delegate in delegates for tensor in delegate["outputs"]}
-        producer = {tensor: op for op in ops if op["op_name"] != "DELEGATE" for tensor in op["outputs"]}
-        wanted = [self._output, *(tensor for delegate in delegates for tensor in delegate["inputs"])]
-        outside: dict[int, str] = {}
-        while wanted:
-            op = producer.get(tensor := wanted.pop())
-            if tensor in given or op is None or op["index"] in outside:
-                continue
-            outside[op["index"]] = op["op_name"]
-            wanted += list(op["inputs"])
-        floats = self._in_float(ops)
-        fallen = {index: name for index, name in outside.items() if name not in _MOVEMENT} | floats
-        fallback = tuple(f"{n} (op {i}{IN_FLOAT if i in floats else ')'}" for i, n in sorted(fallen.items()))
-        kernels = Counter(op["op_name"] for op in ops if op["op_name"] != "DELEGATE" and op["index"] not in outside)
-        names = {f"XNNPACK {name}": count for name, count in kernels.most_common()} | {"delegates": len(delegates)}
-        names |= {f"outside {name}": count for name, count in Counter(outside.values()).items()}
-        return Placement(
-            accelerated_ops=kernels.total() - len(fallen.keys() - outside.keys()),
-            fallback_ops=len(fallback),
-            fallback=fallback,
-            kind="measured",
-            kernels=names,
-        )
+        unit, outside = _units(ops, delegates, self._output)
+        floats, layers = self._in_float(ops), self._layers()
+        placed = [
+            PlacedOp(
+                name=layers.get(op["outputs"][0]) or f"{op['op_name']} {op['index']}",
+                kernel=op["op_name"],
+                unit=unit[op["index"]],
+                layer=layers.get(op["outputs"][0]),
+                fallback=_fallback(op, floats, outside),
+            )
+            for op in ops
+            if op["index"] in unit and op["op_name"] not in _MOVEMENT
+        ]
+        moving = [op["op_name"] for op in ops if op["index"] in outside and op["op_name"] in _MOVEMENT]
+        return Placement.of(placed, "measured", moving=moving)
 
-    def _in_float(self, ops: list[dict[str, Any]]) -> dict[int, str]:
+    def _layers(self) -> dict[int, str]:
+        """Layer of the user's network by the tensor that it gives: the export names tensors `layer1.0.conv2/…`."""
+        names = {tensor["index"]: str(tensor["name"]) for tensor in self._interpreter.get_tensor_details()}
+        return {index: name.rpartition("/")[0] for index, name in names.items() if "/" in name}
+
+    def _in_float(self, ops: list[dict[str, Any]]) -> set[int]:
         """Convolutions and linear layers, by index, that an int8 model computes in float."""
         if not any(op["op_name"] == "QUANTIZE" for op in ops):
-            return {}
+            return set()
         int8 = {tensor["index"] for tensor in self._interpreter.get_tensor_details() if tensor["dtype"] is np.int8}
-        weighted = (op for op in ops if op["op_name"] in _WEIGHTED)
-        return {op["index"]: op["op_name"] for op in weighted if not int8.issuperset(op["inputs"][:2])}
+        return {op["index"] for op in ops if op["op_name"] in _WEIGHTED and not int8.issuperset(op["inputs"][:2])}
+
+
+def _fallback(op: dict[str, Any], floats: Collection[int], outside: Collection[int]) -> str:
+    if op["index"] in floats:
+        return str(op["op_name"]) + IN_FLOAT.removesuffix(")")
+    return f"{op['op_name']}, outside of XNNPACK" if op["index"] in outside else ""
+
+
+def _units(ops: list[dict[str, Any]], delegates: list[dict[str, Any]], output: int) -> tuple[dict[int, str], set[int]]:
+    """What computes each op, by its index, and which of the ops are outside of every delegate."""
+    producer = {tensor: op for op in ops if op["op_name"] != "DELEGATE" for tensor in op["outputs"]}
+
+    def behind(wanted: list[int], ends: set[int]) -> set[int]:
+        found: set[int] = set()
+        while wanted:
+            op = producer.get(tensor := wanted.pop())
+            if tensor in ends or op is None or op["index"] in found:
+                continue
+            found.add(op["index"])
+            wanted += list(op["inputs"])
+        return found
+
+    given = {tensor for delegate in delegates for tensor in delegate["outputs"]}
+    taken = [tensor for delegate in delegates for tensor in delegate["inputs"]]
+    outside = behind([output, *taken], given)
+    unit = dict.fromkeys(outside, "CPU")
+    for number, delegate in enumerate(delegates):
+        inner = behind(list(delegate["outputs"]), set(delegate["inputs"]))
+        unit |= dict.fromkeys(inner - outside, f"XNNPACK {number}")
+    return unit, outside

@@ -1,0 +1,187 @@
+"""What LiteRT's compilers for phone NPUs take of a .tflite, by their published sources; nothing is compiled here.
+
+Each compiler is a plugin that picks ops by a list of its own and asks the vendor's SDK about the rest, which only
+`--sdk` can: what these lists leave out stays on the CPU, what they hold may still be refused by the SDK.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeact.placement import IN_FLOAT, Kind, PlacedOp, Placement
+
+__all__ = ["NPUS", "Npu", "estimate", "placed_by_compiler", "refused"]
+
+_SOURCE = "google-ai-edge/LiteRT, litert/vendors"
+
+_MEDIATEK = """
+ABS ADD AVERAGE_POOL_2D BATCH_MATMUL CAST CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV FULLY_CONNECTED GELU
+GREATER HARD_SWISH L2_NORMALIZATION LEAKY_RELU LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PAD PADV2 PRELU QUANTIZE
+REDUCE_MAX RELU RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE SOFTMAX SPLIT SQRT SQUARED_DIFFERENCE
+STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE TRANSPOSE_CONV UNPACK
+"""
+_QUALCOMM = """
+ABS ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BROADCAST_TO CAST CEIL CONCATENATION CONV_2D CONV_3D COS CUMSUM
+DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL EXP FLOOR FLOOR_DIV
+FULLY_CONNECTED GATHER GATHER_ND GELU GREATER GREATER_EQUAL HARD_SWISH L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS
+LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG
+NOT_EQUAL PACK PAD PADV2 POW PRELU QUANTIZE REDUCE_ALL REDUCE_ANY REDUCE_MAX REDUCE_MIN RELU RELU6 RELU_0_TO_1
+RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND RSQRT SELECT SELECT_V2 SIGN SIN SLICE
+SOFTMAX SPACE_TO_DEPTH SPLIT SQRT SQUARE SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM TANH TILE TOPK_V2 TRANSPOSE
+TRANSPOSE_CONV UNPACK
+"""
+_NOT_GOOGLE = """
+ASSIGN_VARIABLE BIDIRECTIONAL_SEQUENCE_LSTM BROADCAST_ARGS BUCKETIZE CALL_ONCE COMPLEX_ABS CONV_3D CONV_3D_TRANSPOSE
+CUSTOM DENSIFY FAKE_QUANT HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE IMAG LOCAL_RESPONSE_NORMALIZATION
+MATRIX_DIAG MATRIX_SET_DIAG MULTINOMIAL NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5 RANDOM_STANDARD_NORMAL
+RANDOM_UNIFORM RANK READ_VARIABLE REAL REDUCE_PROD REVERSE_SEQUENCE RFFT2D SEGMENT_SUM SHAPE SPARSE_TO_DENSE
+STABLEHLO_SCATTER SVDF UNIDIRECTIONAL_SEQUENCE_RNN UNIQUE UNSORTED_SEGMENT_MAX UNSORTED_SEGMENT_MIN
+UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_SUM VAR_HANDLE WHERE
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npu:
+    """A vendor's NPU, as LiteRT's compiler for it states its rules.
+
+    Attributes:
+        source: Where its rules are.
+        socs: Chips, by the names that the compiler takes.
+        takes: The only ops that it takes; none where it names those that it leaves.
+        leaves: Ops that it never takes.
+        highest_rank: Of a tensor, and where that is said; None where nothing is.
+    """
+
+    source: str
+    socs: tuple[str, ...]
+    takes: frozenset[str] = frozenset()
+    leaves: frozenset[str] = frozenset()
+    highest_rank: tuple[int, str] | None = None
+
+
+# Chips: ai_edge_litert.aot.vendors.*.target.SocModel of ai-edge-litert 2.3.0.
+NPUS: Mapping[str, Npu] = {
+    "google-tensor": Npu(
+        source=f"{_SOURCE}/google_tensor/compiler/compiler_plugin.cc, kUnSupportedOps",
+        socs=("Tensor_G3", "Tensor_G4", "Tensor_G5", "Tensor_G6"),
+        leaves=frozenset(_NOT_GOOGLE.split()),
+    ),
+    "mediatek": Npu(
+        source=f"{_SOURCE}/mediatek/compiler/MediaTek_Neuro_Compiler.md, Supported Operations",
+        socs=(
+            *("MT6853", "MT6877", "MT6878", "MT6879", "MT6886", "MT6893", "MT6895", "MT6897", "MT6983", "MT6985"),
+            *("MT6989", "MT6991", "MT6993", "MT8171", "MT8188", "MT8189"),
+        ),
+        takes=frozenset(_MEDIATEK.split()),
+        highest_rank=(4, "MediaTek, Neuron SDK, MDLA 3.0 Guidelines, Tensor Rank"),
+    ),
+    "qualcomm": Npu(
+        source=f"{_SOURCE}/qualcomm/compiler/Qualcomm_QNN_Compiler.md, Supported Operations",
+        socs=(*("SA8255", "SA8295", "SM8350", "SM8450", "SM8475", "SM8550", "SM8650", "SM8750", "SM8845", "SM8850"),),
+        takes=frozenset(_QUALCOMM.split()),
+    ),
+}
+
+_MOVEMENT = {
+    "CAST",
+    "CONCATENATION",
+    "DEQUANTIZE",
+    "EXPAND_DIMS",
+    "PACK",
+    "PAD",
+    "PADV2",
+    "QUANTIZE",
+    "RESHAPE",
+    "SLICE",
+}
+_MOVEMENT |= {"SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE", "UNPACK", "TILE", "BROADCAST_TO"}
+_WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL"}
+
+
+def refused(npu: str, op: str, shapes: Sequence[Sequence[int]]) -> str:
+    """Why the compiler for `npu` leaves an op, with the source; empty where its rules take it.
+
+    Args:
+        npu: One of `NPUS`.
+        op: Its name in TFLite's schema.
+        shapes: Of the tensors that it reads and gives; -1 is a size that is not fixed.
+    """
+    rules = NPUS[npu]
+    if op in rules.leaves or (rules.takes and op not in rules.takes):
+        return f"{op}: not among the ops of its compiler ({rules.source})"
+    if any(size < 0 for shape in shapes for size in shape):
+        return f"{op}: a size that is not fixed, and it is compiled ahead of time ({_SOURCE})"
+    if rules.highest_rank is not None:
+        highest, source = rules.highest_rank
+        if (rank := max((len(shape) for shape in shapes), default=0)) > highest:
+            return f"{op}: a tensor of rank {rank}, and the highest is {highest} ({source})"
+    return ""
+
+
+def estimate(path: Path, npu: str) -> Placement:
+    """Where the ops of an int8 .tflite would run, by the rules of `npu`; read from the file alone.
+
+    Args:
+        path: Its tensors are named by layer (`_tflite.finish`).
+        npu: One of `NPUS`.
+    """
+    return _placement(path, lambda kind, shapes, name: refused(npu, kind, shapes), "estimated")
+
+
+def placed_by_compiler(path: Path, compiled: Path) -> Placement:
+    """Where the ops of an int8 .tflite run, by what LiteRT's compiler left of them beside its own op in `compiled`."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(compiled))
+    graph = model.subgraphs[0]
+    left = [op for op in graph.operators if flatbuffer_utils.opcode_to_name(model, op.opcodeIndex) != "CUSTOM"]
+    names = {_name(graph.tensors[index]) for op in left for index in op.outputs}
+    return _placement(
+        path, lambda kind, shapes, name: f"{kind}, which the compiler left" if name in names else "", "measured"
+    )
+
+
+def _placement(path: Path, judge: Callable[[str, list[list[int]], str], str], kind: Kind) -> Placement:
+    """Of the file's ops, each judged by its kind, the shapes beside it, and the name of its result."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    graph = model.subgraphs[0]
+    given = {index for op in graph.operators for index in op.outputs}
+    crossing, placed, moving = {*graph.inputs, *graph.outputs}, [], []
+    for number, op in enumerate(graph.operators):
+        name: str = flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)
+        tensors = [graph.tensors[index] for index in (*op.inputs, *op.outputs) if index >= 0]
+        result = _name(graph.tensors[op.outputs[0]])
+        why = judge(name, [_shape(tensor) for tensor in tensors], result)
+        if why:
+            crossing |= given.intersection([*op.inputs, *op.outputs])
+        if name in _MOVEMENT:
+            moving += [name] if why else []
+            continue
+        if not why and name in _WEIGHTED and tensors[0].type == schema.TensorType.FLOAT32:
+            why = name + IN_FLOAT.removesuffix(")")
+        layer = result.rpartition("/")[0] if "/" in result else None
+        unit = "CPU" if why else "NPU"
+        placed.append(PlacedOp(name=result or f"{name} {number}", kernel=name, unit=unit, layer=layer, fallback=why))
+    return Placement.of(placed, kind, sum(_bytes(graph.tensors[index]) for index in crossing), moving)
+
+
+def _name(tensor: Any) -> str:
+    return bytes(tensor.name or b"").decode()
+
+
+def _shape(tensor: Any) -> list[int]:
+    fixed, signature = tensor.shape, tensor.shapeSignature
+    return [int(size) for size in (signature if signature is not None and len(signature) else fixed)]
+
+
+def _bytes(tensor: Any) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    size = 4 if tensor.type in (schema.TensorType.FLOAT32, schema.TensorType.INT32) else 1
+    for length in tensor.shape:
+        size *= int(length)
+    return size

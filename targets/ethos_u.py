@@ -1,0 +1,88 @@
+"""Arm Ethos-U: a .tflite that Vela compiles for the NPU, beside the portable one that it came from.
+
+`model_vela.tflite` is for TensorFlow Lite Micro and Arm's driver: one custom op, int8 logits. `model.tflite` is the
+same network before Vela, which runs here on LiteRT's reference kernels: Vela is written to give their bits (a
+difference from them is a defect that it mends, as MLBEDSW-5029 of ethos-u-vela), and no NPU is here to prove it. An
+Ethos-U has no 3-D convolution and computes in integers alone, so time is lowered and the clip is normalised in int8.
+Time, memory and traffic are Vela's estimates: `estimate.json`, and by layer `placement.json`.
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeact._vendor_compiler import DEFAULT, Compilation
+from edgeact.errors import MissingDependencyError
+from edgeact.quantize.scheme import AFFINE
+from edgeact.targets._ethos_u_configs import CONFIGS, EXCLUDED, MEMORY_MODES, SYSTEM_CONFIGS, resolve
+from edgeact.targets.litert import LiteRT
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
+
+__all__ = ["TARGET", "EthosU"]
+
+_INTEGERS = "an Ethos-U computes in integers alone (Vela, SUPPORTED_OPS.md: feature maps are 8, 16 and 32 bits wide)"
+
+
+class EthosU:
+    """`model_vela.tflite`, `model.tflite`, `placement.json` and `estimate.json`."""
+
+    summary = "Arm Ethos-U microNPUs, through Vela"
+    precisions = ("int8",)
+    forms = ("unrolled", "folded")
+    scheme = AFFINE
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "config": CONFIGS,
+        "system_config": SYSTEM_CONFIGS,
+        "memory_mode": MEMORY_MODES,
+    }
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
+        ("fp32", ""): _INTEGERS,
+        ("fp16", ""): _INTEGERS,
+        **EXCLUDED,
+    }
+    runtime = "ethos_u"
+    proxy = "ethos_u_reference"
+
+    def compile(
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
+    ) -> tuple[str, ...]:
+        """Convert to an int8 .tflite, and that to the NPU's commands; see `Target.compile`."""
+        if importlib.util.find_spec("ethosu") is None:
+            raise MissingDependencyError("ethosu.vela", "ethos-u", "exporting to ethos_u")
+        from edgeact.targets._tflite import with_int8_logits
+        from edgeact.targets._vela import compile_for_npu
+
+        LiteRT().compile(program, folder, precision, {}, how)
+        with tempfile.TemporaryDirectory(prefix="edgeact-ethos-u-") as work:
+            with_int8_logits(folder / "model.tflite", Path(work) / "model.tflite")
+            estimate, moved = compile_for_npu(Path(work) / "model.tflite", folder, *resolve(options), how)
+        left = ", ".join(f"{count} {op}" for op, count in moved.items())
+        return (
+            f"estimated, not measured: {estimate}",
+            "model_vela.tflite gives int8 logits: logit = scale * (value - zero point), of its output tensor",
+            *((f"ops that move data stay on the CPU, and cut the network into parts: {left}",) if left else ()),
+        )
+
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+        """What Vela leaves to the CPU, by its documented constraints; see `Target.refusals`."""
+        from edgeact.targets._vela_rules import refusals
+
+        config, system_config, memory_mode = resolve(options)
+        return refusals(graph, config), (f"Vela 5.2.0's rules for {config}, {system_config}, {memory_mode}",)
+
+
+TARGET = EthosU()

@@ -1,0 +1,163 @@
+"""Qualcomm's Hexagon HTP, the NPU of Snapdragons, through ONNX Runtime's QNN provider: one context binary.
+
+The network is compiled ahead of time for one chip, whole: an op that would stay on the CPU is an error. Compiling takes
+seconds as long as everything is QDQ from the clip to the logits (see `_htp_graph`): where ONNX Runtime leaves weights
+behind a DequantizeLinear of its own, they come to HTP as run-time tensors, and compiling takes minutes, or memory until
+it fails. fp16 computes in float16 up to the logits. The bundle holds the binary with its wrapper, and `model.onnx`,
+from which a device or another QNN can compile again. Binaries are cached by what they were compiled from.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
+from edgeact.engine import Engine, build_engine
+from edgeact.errors import MissingDependencyError
+from edgeact.placement import Placement, write_placement
+from edgeact.quantize.scheme import AFFINE
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from edgeact.targets._target import Refusal
+
+__all__ = ["TARGET", "Qualcomm"]
+
+# QNN's number of the chip and the version of its HTP (pytorch/executorch, backends/qualcomm/serialization/qc_schema.py;
+# the numbers as in QnnTypes.h, Qnn_SocModel_t). The default comes first.
+_SOCS = {
+    "SM8650": (57, 75),  # Snapdragon 8 Gen 3
+    "SM8350": (30, 68),  # 888
+    "SM8450": (36, 69),  # 8 Gen 1
+    "SM8475": (42, 69),  # 8+ Gen 1
+    "SM8550": (43, 73),  # 8 Gen 2
+    "SM8750": (69, 79),  # 8 Elite
+    "SM8845": (97, 81),  # 8 Gen 5
+    "SM8850": (87, 81),  # 8 Elite Gen 5
+    "QCM6490": (93, 68),
+    "QCS9100": (77, 73),
+    "SA8255": (52, 73),
+    "SA8295": (39, 68),
+    "SA8797": (72, 81),
+}
+
+# Least SQNR of a binary in QNN's emulator against its graph on a CPU. Of sound ones of int8 the least seen is 27.6 dB,
+# of int16 78 dB; of binaries that were compiled wrong 7 and -10 dB.
+_LEAST_DB = {"int8": 15.0, "int16": 45.0, "fp16": 40.0}
+
+
+class Qualcomm:
+    """`model.context.bin` and `.onnx`, `model.onnx` and `placement.json`."""
+
+    summary = "Qualcomm Snapdragon NPUs (Hexagon HTP), through ONNX Runtime and QNN"
+    precisions = ("int8", "fp16")
+    forms = ("unrolled", "folded", "volumetric")
+    scheme = AFFINE
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"soc": tuple(_SOCS), "activations": ("int8", "int16")}
+    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
+        ("fp16", "QCM6490"): "QNN 2.51 takes no float16 for it",
+        ("fp16", "int16"): "activations in int16 are of int8, and fp16 computes in float16",
+    }
+    runtime = "qnn"
+    proxy = None
+
+    def compile(
+        self,
+        program: "ExportedProgram",
+        folder: Path,
+        precision: str,
+        options: Mapping[str, str],
+        how: Compilation = DEFAULT,
+    ) -> tuple[str, ...]:
+        """Write ONNX, compile it in a process of its own, and check the binary; see `Target.compile`."""
+        import onnx
+
+        from edgeact.targets._htp_rules import placed
+
+        if importlib.util.find_spec("onnxruntime_qnn") is None:
+            raise MissingDependencyError("onnxruntime_qnn", "qualcomm", "exporting to qualcomm")
+        model = _onnx_for(program, precision, options)
+        onnx.save(model, folder / "model.onnx")
+        engine = _context(folder, "fp16" if precision == "fp16" else options["activations"], options["soc"], how)
+        for name in ("model.context.bin", "model.context.onnx"):
+            shutil.copyfile(engine.folder / name, folder / name)
+        write_placement(folder, Placement.of(placed(model), "measured", _crossing_bytes(model)))
+        told, qnn = engine.stamp["built"], engine.stamp["machine"]["qnn"]
+        return (
+            f"for {options['soc']}: compiled by QNN {qnn} in {told['seconds']:g} s, every op on the HTP; in its "
+            f"emulator {told['sqnr_db']:g} dB from the same graph on a CPU",
+        )
+
+    def refusals(
+        self, graph: "GraphModule", options: Mapping[str, str], precision: str
+    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+        """What QNN's provider has no builder for, by the graph's own ONNX; see `Target.refusals`."""
+        import torch
+
+        from edgeact.targets._htp_rules import refused_nodes
+        from edgeact.targets._onnx import op_of, to_onnx
+
+        clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
+        with torch.no_grad():
+            program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
+        calls = ([node for node in each.nodes if node.op == "call_function"] for each in (program.graph, graph.graph))
+        ops = {exported.name: node for exported, node in zip(*calls, strict=True)}
+        by_name = refused_nodes(to_onnx(program, "fp32"))
+        found = {ops[op_of(name)]: refusal for name, refusal in by_name.items() if op_of(name) in ops}
+        return found, ("the ops that onnxruntime-qnn 2.7 has builders for; the compiler alone knows their sizes",)
+
+
+def _onnx_for(program: "ExportedProgram", precision: str, options: Mapping[str, str]) -> "ModelProto":
+    from edgeact.targets._htp_graph import for_htp, frames_first
+    from edgeact.targets._onnx import to_onnx
+
+    model = to_onnx(program, precision)
+    if precision == "int8":
+        for_htp(model, options["activations"])
+    else:
+        frames_first(model)
+    return model
+
+
+def _context(folder: Path, kind: str, soc: str, how: Compilation) -> Engine:
+    """The context binary of `model.onnx` in `folder`, from the cache or compiled now."""
+    from onnxruntime_qnn.build_and_package_info import qnn_version
+
+    from edgeact.targets._qnn_compiler import reason
+
+    number, version = _SOCS[soc]
+    provider = {"soc_model": str(number), "htp_arch": str(version)}  # without them it is SM8350, and fp16 on the CPU
+    facts = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
+
+    def build(out: Path) -> dict[str, Any]:
+        command: list[str | Path] = [sys.executable, "-P", "-m", "edgeact.targets._qnn_compiler"]
+        command += [folder / "model.onnx", out, str(_LEAST_DB[kind]), *(f"{k}={v}" for k, v in provider.items())]
+        run_compiler(command, name="QNN", how=how, in_a_line=reason)
+        told: dict[str, Any] = json.loads((out / "checked.json").read_text())
+        return told
+
+    return build_engine("qualcomm", folder, facts | {"qnn": qnn_version, "soc": soc} | provider, build)
+
+
+def _crossing_bytes(model: "ModelProto") -> int:
+    """The clip in and the logits out."""
+    import numpy as np
+    from onnx import helper
+
+    total = 0
+    for value in (*model.graph.input, *model.graph.output):
+        tensor = value.type.tensor_type
+        count = int(np.prod([dim.dim_value for dim in tensor.shape.dim]))
+        total += count * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+    return total
+
+
+TARGET = Qualcomm()
