@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Call",
     "behind_uint8",
+    "capture",
     "check_network",
     "eager",
     "fold",
@@ -153,6 +154,21 @@ def quiet_torchao() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def capture(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False) -> "GraphModule":
+    """The network's ATen graph, as authored: float `clip_BCTHW` -> `logits_BK`, with B=1 or any.
+
+    Raises:
+        ToolchainError: torch.export cannot capture the network.
+    """
+    import torch
+
+    clip = torch.zeros(2 if any_batch else 1, 3, spec.frames, spec.crop_height, spec.crop_width)
+    free = ({0: torch.export.Dim("batch")},) if any_batch else None
+    with _export_errors(), torch.no_grad():
+        graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
+    return graph
+
+
 def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False, int8: bool = False) -> "GraphModule":
     """The network's ATen graph with BatchNorm folded: float `clip_BCTHW` -> `logits_BK`, with B=1 or any.
 
@@ -165,10 +181,8 @@ def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False, int8: b
 
     from edgeact.quantize.batch_norm import as_convolutions, fold_batch_norm
 
-    clip = torch.zeros(2 if any_batch else 1, 3, spec.frames, spec.crop_height, spec.crop_width)
-    free = ({0: torch.export.Dim("batch")},) if any_batch else None
+    graph = capture(model, spec, any_batch=any_batch)
     with _export_errors(), torch.no_grad():
-        graph: GraphModule = torch.export.export(model.eval(), (clip,), dynamic_shapes=free).module(check_guards=False)
         fold_batch_norm(graph)
         if int8:
             as_convolutions(graph)

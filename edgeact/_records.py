@@ -11,6 +11,8 @@ from edgeact._vendor_compiler import Compilation
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
+from edgeact.descriptor import Described, reading_to_dict
+from edgeact.descriptor_parity import Descriptors, compare_descriptors, descriptors_in_words
 from edgeact.environment import describe_environment, device_name, today
 from edgeact.errors import InputError
 from edgeact.evaluate import EvaluationSet, Outputs
@@ -54,10 +56,16 @@ class Job:
     evaluation: EvaluationSet
     int8: Source | None
     compilation: Compilation
+    described: Described | None
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.evaluation.dataset.labels
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that one clip gives."""
+        return len(self.labels) if self.described is None else len(self.described.reading.scale)
 
 
 def default_name(model: str, target: str, precision: str, options: Mapping[str, str]) -> str:
@@ -88,19 +96,20 @@ def make_report(
 ) -> Report:
     """What was measured, and the verdict, which says where in `out` the bundle will be."""
     accuracy: Accuracy | NotMeasured
+    descriptors: Descriptors | NotMeasured | None = None
+    ids = [sample.id for sample in reference.samples]
+    how: dict[str, Any] = {"clips": ids, "labels": job.labels, "max_drop_pt": job.gates.max_drop_pt}
     if isinstance(artifact, NotMeasured):
         accuracy = artifact
+        descriptors = None if job.described is None else artifact
         notes = (f"artifact rung: not measured: {artifact.not_measured}", *notes)
+    elif job.described is None:
+        accuracy = compare_accuracy(reference.logits, artifact.logits, reference.truth, **how)
     else:
-        accuracy = compare_accuracy(
-            reference.logits,
-            artifact.logits,
-            reference.truth,
-            clips=[sample.id for sample in reference.samples],
-            labels=job.labels,
-            max_drop_pt=job.gates.max_drop_pt,
-        )
-    failures = judge(job.gates, numerics, accuracy, latency, placement)
+        outputs = (reference.logits, artifact.logits, reference.truth)
+        accuracy, descriptors = compare_descriptors(*outputs, job.described, **how)
+        notes = (descriptors_in_words(job.described), *notes)
+    failures = judge(job.gates, numerics, accuracy, latency, placement, descriptors)
     return Report(
         bundle=str(out / (aside(job.name) if failures else job.name)),
         target=job.target_name,
@@ -118,6 +127,7 @@ def make_report(
         notes=notes,
         environment=describe_environment(),
         date=today(),
+        descriptors=descriptors,
     )
 
 
@@ -135,7 +145,7 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
         "artifact": files,
         "spec": job.spec.to_dict(),
         "labels": list(job.labels),
-        "io": _io(job.spec, len(job.labels), images=job.target.runtime == "coreml"),
+        "io": _io(job),
         "gates": dataclasses.asdict(job.gates),
         "facts": {
             **facts,
@@ -171,14 +181,19 @@ def engine_notes(job: Job, runner: Runner) -> list[str]:
     return [f"compiled on this machine, for {device_name(runner.device)}; on others `edgeact compile` does it"]
 
 
-def _io(spec: ClipSpec, classes: int, *, images: bool) -> dict[str, Any]:
-    """What the artifact takes and gives: the clip, or each of its frames as an image of its own."""
-    clip = {"name": "clip", "dtype": "uint8", "shape": [1, *spec.clip_shape], "layout": "BTHWC", "color": "RGB"}
-    if images:
-        names = [f"frame_{t}" for t in range(spec.frames)]
-        clip = {"names": names, "dtype": "uint8", "shape": list(spec.clip_shape[1:]), "layout": "image", "color": "RGB"}
+def _io(job: Job) -> dict[str, Any]:
+    """What the artifact takes and gives: the clip or each of its frames as an image, logits or a descriptor."""
+    clip_shape = job.spec.clip_shape
+    clip = {"name": "clip", "dtype": "uint8", "shape": [1, *clip_shape], "layout": "BTHWC", "color": "RGB"}
+    if job.target.runtime == "coreml":
+        names = [f"frame_{t}" for t in range(job.spec.frames)]
+        clip = {"names": names, "dtype": "uint8", "shape": list(clip_shape[1:]), "layout": "image", "color": "RGB"}
+    output: dict[str, Any] = {"name": "logits", "dtype": "float32", "shape": [1, job.outputs], "layout": "BK"}
+    output["content"] = "logits"
+    if job.described is not None:
+        output |= {"layout": "BD", "content": "descriptor", "reading": reading_to_dict(job.described.reading)}
     return {
         "input": clip,
-        "output": {"name": "logits", "dtype": "float32", "shape": [1, classes], "layout": "BK"},
+        "output": output,
         "normalization": "inside the graph",
     }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
 from edgeact._plots import drop_plot, film_strip, latency_plot, placement_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
+from edgeact.descriptor_parity import Descriptors
 from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
@@ -17,7 +18,7 @@ from edgeact.parity import NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
 
-__all__ = ["placement_in_words", "render", "sustained_in_words", "thinned"]
+__all__ = ["descriptor_rows", "placement_in_words", "render", "sustained_in_words", "thinned"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
@@ -54,6 +55,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         work=placement_in_words(report.placement) if isinstance(report.placement, Placement) else "",
         training_plot=training_plot(curves),
         sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
+        descriptors=[] if report.descriptors is None else descriptor_rows(report.descriptors),
         matrix=_matrix(accuracy) if accuracy else None,
         clips=clips,
         clips_left_out=left_out,
@@ -80,6 +82,13 @@ def _gates(report: Report) -> dict[str, dict[str, str]]:
         (f"{signed(accuracy.drop_pt)} pt", accuracy.drop_pt <= gates.max_drop_pt) if accuracy else (None, None)
     )
     add("drop", "Top-1 drop", f"at most {gates.max_drop_pt:g} pt", found, held)
+    if report.descriptors is not None:
+        described = report.descriptors if isinstance(report.descriptors, Descriptors) else None
+        near = described.neighbours[-1] if described and described.neighbours else None
+        found, held = (f"{described.cosine:.6f}", described.cosine >= gates.min_cosine) if described else (None, None)
+        add("cosine", "Cosine of the descriptors", f"at least {gates.min_cosine:g}", found, held)
+        found, held = (pct(near.agreement), near.agreement >= gates.min_neighbours) if near else (None, None)
+        add("neighbours", "Ten nearest clips in common", f"at least {pct(gates.min_neighbours)}", found, held)
     fallback = placement.fallback_ops if placement else None
     found, held = (str(fallback), fallback <= gates.max_fallback) if fallback is not None else (None, None)
     add("fallback", "Ops that fall back", f"at most {gates.max_fallback}", found, held)
@@ -129,6 +138,34 @@ def placement_in_words(placement: Placement) -> str:
     if placement.crossing_bytes:
         words.append(f"{mb(placement.crossing_bytes / 1e6)} to and from the accelerator")
     return ", ".join(words)
+
+
+def descriptor_rows(found: Descriptors | NotMeasured) -> list[tuple[str, str, str, str]]:
+    """How alike the descriptors are: name, reference, artifact, remark."""
+    if isinstance(found, NotMeasured):
+        return [("descriptors", "", "", f"not measured: {found.not_measured}")]
+    low, high = found.nearest_drop_ci95_pt
+    worst = max(range(found.dims), key=lambda i: found.component_error[i])
+    rows = [
+        ("cosine", "", f"{found.cosine:.7f}", f"lowest {found.cosine_lowest:.6f}, {found.lowest_clip}"),
+        (
+            "component error",
+            "",
+            f"{found.component_error[worst]:.2g} σ",
+            f"of component {worst + 1} of {found.dims}, the worst; median {np.median(found.component_error):.2g} σ",
+        ),
+        (
+            "nearest example",
+            pct(found.nearest_reference),
+            pct(found.nearest_artifact),
+            f"drop {signed(found.nearest_drop_pt)} pt, 95 % {signed(low)} … {signed(high)}",
+        ),
+    ]
+    for near in found.neighbours:
+        low, high = near.agreement_ci95
+        remark = f"in common, 95 % {100 * low:.1f} … {100 * high:.1f}; recall of the nearest {pct(near.recall)}"
+        rows.append((f"{near.k} nearest clips" if near.k > 1 else "nearest clip", "", pct(near.agreement), remark))
+    return rows
 
 
 def sustained_in_words(sustained: Sustained) -> list[str]:

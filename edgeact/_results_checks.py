@@ -40,12 +40,11 @@ def check_results(results: "Results", bundle: Bundle, *, measured_here: bool = F
     if missing:
         raise InputError(f"golden lacks {len(missing)} of the {len(wanted)} clips of golden.json, first {missing[0]!r}")
     _refuse_unmeasured(results.golden, measured_here)
-    classes = len(bundle.labels)
     for clip in results.golden:
         if not isinstance(clip.logits, NotMeasured):
-            _check_classes(len(clip.logits), classes, f"golden clip {clip.id!r}")
+            _check_outputs(len(clip.logits), bundle, f"golden clip {clip.id!r}")
     if not isinstance(results.evaluation, NotMeasured):
-        _check_classes(results.evaluation.logits.shape[1], classes, "evaluation")
+        _check_outputs(results.evaluation.logits.shape[1], bundle, "evaluation")
         _check_coverage(results.evaluation.ids, results.skipped, bundle.reference().ids)
 
 
@@ -79,9 +78,10 @@ def _check_coverage(found: Sequence[str], skipped: Iterable[str], wanted: Sequen
         )
 
 
-def _check_classes(found: int, wanted: int, place: str) -> None:
-    if found != wanted:
-        raise InputError(f"{place} has {found} logits, not one for each of the {wanted} labels of the bundle")
+def _check_outputs(found: int, bundle: Bundle, place: str) -> None:
+    if found != bundle.outputs:
+        what = "labels" if bundle.reading is None else "numbers of a descriptor"
+        raise InputError(f"{place} has {found} logits, not one for each of the {bundle.outputs} {what} of the bundle")
 
 
 def _refuse_unknown(found: Iterable[str], known: Collection[str], place: str) -> None:

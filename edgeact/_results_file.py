@@ -26,7 +26,7 @@ def most_bytes(bundle: Bundle | None) -> int:
     if bundle is None:
         return _BYTES_WITHOUT_BUNDLE
     clips = len(bundle.reference().ids) + len(bundle.golden())
-    return _LEAST_BYTES + clips * (_BYTES_PER_CLIP + _BYTES_PER_NUMBER * len(bundle.labels))
+    return _LEAST_BYTES + clips * (_BYTES_PER_CLIP + _BYTES_PER_NUMBER * bundle.outputs)
 
 
 def parse(file: Path, most: int) -> Any:

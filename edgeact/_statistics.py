@@ -17,7 +17,7 @@ def mcnemar_exact(lost: int, gained: int) -> float:
     return float(min(1.0, 2 * tail))
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share (Wilson 1927), which holds for small n and shares near 0 or 1."""
     p, z2 = successes / n, _Z95 * _Z95
     centre, spread = p + z2 / (2 * n), _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))

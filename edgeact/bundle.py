@@ -4,6 +4,7 @@ ir_csn_26-openvino-fp32/
 manifest.json     schema, model, ClipSpec, labels, io, gates, versions, sha256 of every other file and of itself
 model.*           the artifact
 golden/           videos, their decoded frames (.npy uint8 [T, H, W, 3]), reference logits, golden.json
+descriptor.npz    of a network that ends in a descriptor: labelled examples, and the linear SVM trained on them
 reference.npz     ids, labels, sha256 of the decoded clips, logits of reference and artifact on the evaluation set
 report.json  report.html
 """
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgeact._manifest import check_files, check_unlisted, inside, read_manifest, write_manifest
 from edgeact.clip import ClipSpec
+from edgeact.descriptor import Described, Reading, read_examples, reading_from_dict, write_examples
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import Report
 
@@ -38,6 +40,7 @@ __all__ = [
     "clip_digest",
     "create_bundle",
     "open_bundle",
+    "write_described",
     "write_golden",
     "write_manifest",
     "write_reference",
@@ -94,6 +97,40 @@ class Bundle:
         return tuple(self.manifest["labels"])
 
     @property
+    def reading(self) -> Reading | None:
+        """How its outputs are read as descriptors; None of a network that classifies.
+
+        Raises:
+            BundleError: The manifest says so in a way that cannot be used.
+        """
+        output = self.manifest["io"].get("output")
+        if not isinstance(output, dict) or output.get("content", "logits") == "logits":
+            return None
+        try:
+            return reading_from_dict(output["reading"], int(output["shape"][1]))
+        except (LookupError, TypeError, ValueError, OverflowError) as exc:
+            raise BundleError(f"{self.path} has a manifest that cannot be used: {exc}") from exc
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that one clip gives: a logit for each label, or those of a descriptor."""
+        return len(self.labels) if self.reading is None else len(self.reading.scale)
+
+    def described(self) -> Described | None:
+        """What its outputs mean as descriptors; None of a network that classifies.
+
+        Raises:
+            BundleError: The examples are missing or malformed.
+        """
+        if (reading := self.reading) is None:
+            return None
+        try:
+            examples = read_examples(self.path / "descriptor.npz", len(reading.scale), len(self.labels))
+        except InputError as exc:
+            raise BundleError(f"{exc}; export the bundle again") from exc
+        return Described(reading=reading, examples=examples)
+
+    @property
     def artifact_mb(self) -> float:
         """Size of the artifact's files in megabytes (10^6 bytes)."""
         sizes: list[int] = [(self.path / name).stat().st_size for name in self.manifest["artifact"]]
@@ -140,10 +177,11 @@ class Bundle:
                 raise BundleError(
                     f"golden clip {clip.id!r} is {clip.frames.dtype} {clip.frames.shape}, not uint8 {wanted}"
                 )
-            if clip.logits.shape != (len(self.labels),):
+            if clip.logits.shape != (self.outputs,):
+                each = f"one for each of the {self.outputs} labels" if self.reading is None else f"{self.outputs}"
                 raise BundleError(
-                    f"golden clip {clip.id!r} has logits of shape {clip.logits.shape}, not one for each of the "
-                    f"{len(self.labels)} labels of the manifest; export the bundle again"
+                    f"golden clip {clip.id!r} has logits of shape {clip.logits.shape}, not {each} of the manifest; "
+                    "export the bundle again"
                 )
         return clips
 
@@ -165,11 +203,11 @@ class Bundle:
                 )
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as exc:
             raise BundleError(f"{file} holds no reference outputs: {exc}; export the bundle again") from exc
-        n, k = len(found.ids), len(self.labels)
-        in_range = ((found.labels >= 0) & (found.labels < k)).all()
+        n, k, what = len(found.ids), self.outputs, "labels" if self.reading is None else "outputs"
+        in_range = ((found.labels >= 0) & (found.labels < len(self.labels))).all()
         shapes = {found.logits.shape, found.logits.shape if found.artifact is None else found.artifact.shape}
         if found.labels.shape != (n,) or len(found.digests) != n or shapes != {(n, k)} or not in_range:
-            raise BundleError(f"{file} does not fit the {k} labels of the manifest; export the bundle again")
+            raise BundleError(f"{file} does not fit the {k} {what} of the manifest; export the bundle again")
         return found
 
 
@@ -271,6 +309,11 @@ def write_golden(folder: Path, clips: Sequence[GoldenClip]) -> None:
         entries.append({"id": clip.id, "label": clip.label, "video": video, "frames": frames})
     np.save(golden / "logits.npy", np.stack([clip.logits for clip in clips]), allow_pickle=False)
     (golden / "golden.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def write_described(folder: Path, described: Described) -> None:
+    """Write `descriptor.npz`."""
+    write_examples(folder / "descriptor.npz", described.examples)
 
 
 def write_reference(folder: Path, reference: ReferenceSet) -> None:

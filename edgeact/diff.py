@@ -103,11 +103,14 @@ def diff(
         limits: What B may lose. Agreement and drop that are not given are the stricter stored gates of the bundles.
 
     Raises:
-        InputError: A side is damaged or holds no logits, or they ran other clips or have other classes.
+        InputError: A side is damaged or holds no logits, or they ran other clips or have other classes, or
+            give descriptors.
     """
     (name_a, source_a), (name_b, source_b) = open_source(a), open_source(b)
     extra = open_bundle(bundle) if isinstance(bundle, str | os.PathLike) else bundle
     bundles = [*as_bundle(source_a), *as_bundle(source_b), *as_bundle(extra)]
+    if described := next((found for found in bundles if found.reading is not None), None):
+        raise InputError(f"{described.path} gives descriptors: what changes between two is told for classes alone")
     first, second = side_of(name_a, source_a, bundles), side_of(name_b, source_b, bundles)
     labels = class_names(first, second, bundles)
     ids, whole = common_clips(first, second)

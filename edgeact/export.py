@@ -33,8 +33,18 @@ from edgeact._records import (
     make_report,
 )
 from edgeact._vendor_compiler import Compilation
-from edgeact.bundle import Bundle, create_bundle, open_bundle, write_golden, write_manifest, write_reference
+from edgeact.bundle import (
+    Bundle,
+    create_bundle,
+    open_bundle,
+    write_described,
+    write_golden,
+    write_manifest,
+    write_reference,
+)
 from edgeact.clip import ClipSpec, normalize
+from edgeact.descriptor import Described
+from edgeact.descriptor_parity import nearest_clip
 from edgeact.environment import busy_note, device_name
 from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, balanced, run_model
@@ -67,6 +77,7 @@ def export(
     name: str | None = None,
     labels: Sequence[str] | None = None,
     model_name: str | None = None,
+    described: Described | None = None,
     facts: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     gates: Gates | None = None,
@@ -93,9 +104,10 @@ def export(
         name: The bundle's name; `<model>-<target>-<precision>` by default, with options that are not defaults.
         labels: Class names in the order of the logits; those of `data`, sorted, by default.
         model_name: The network's name in the manifest; its class by default.
+        described: What the outputs mean, of a model that ends in a descriptor; by default they are logits.
         facts: More facts for the manifest, such as those of the training.
         notes: Remarks for the report.
-        gates: Limits to hold; `Gates.defaults(precision)` by default.
+        gates: Limits to hold; `Gates.defaults(precision)` by default, or `Gates.for_descriptors`.
         clips: Most clips of the held-out part, even over the classes; by default all, or a sample where the artifact
             runs in an emulator.
         int8: How the int8 network is made; for that precision alone.
@@ -115,9 +127,11 @@ def export(
     check_precision(target, precision)
     if int8 is not None and precision != "int8":
         raise InputError(f"options of int8 were given, and the precision is {precision}: leave them out")
+    if described is not None and int8 is not None and int8.keep_float == "auto":
+        raise InputError("keep_float 'auto' judges by classes, and the network ends in a descriptor: name layers")
     if rounds < 1:
         raise InputError(f"rounds is {rounds}: latency needs at least 1")
-    gates = gates or Gates.defaults(precision)
+    gates = gates or (Gates.defaults(precision) if described is None else Gates.for_descriptors(precision))
     model_name = model_name or type(model).__name__
     options = check_options(target, options or {}, precision)
     check_sdk(target, options, compilation.sdk if compilation else None)
@@ -151,6 +165,7 @@ def export(
         evaluation=evaluation,
         int8=source,
         compilation=compilation or Compilation(progress=progress),
+        described=described,
     )
     facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
     with _torch_threads(job.threads), create_bundle(Path(out), job.name) as draft:
@@ -172,9 +187,12 @@ def _sample(evaluation: EvaluationSet, target: str) -> list[str]:
 
 def _run_reference(job: Job) -> Outputs:
     """The full-precision model on the evaluation set: what everything after is compared with."""
-    outputs, classes = check_network(job.model, job.spec), len(job.labels)
-    if outputs != classes:
-        raise InputError(f"the model has {outputs} outputs, the data {classes} classes")
+    outputs = check_network(job.model, job.spec)
+    if outputs != job.outputs:
+        wanted = f"the data {job.outputs} classes" if job.described is None else f"the descriptor {job.outputs} numbers"
+        raise InputError(f"the model has {outputs} outputs, {wanted}")
+    if job.described is not None and (weights := len(job.described.examples.svm_bias)) != len(job.labels):
+        raise InputError(f"the descriptor tells {weights} classes apart, the data has {len(job.labels)}")
     return run_model(eager(job.model, job.spec), job.evaluation)
 
 
@@ -199,7 +217,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     runner = _runner(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
-    numerics = _ladder(reference, rungs, artifact, [sample.id for sample, _ in shown])
+    numerics = _ladder(job, reference, rungs, artifact, [sample.id for sample, _ in shown])
     if int8 is not None:
         clips = worst_first([clip for _, clip in shown], rungs[0][1], rungs[1][1])
         where = layers_in_words(folded, network, runner, clips, job.spec)
@@ -223,23 +241,32 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))
+    if job.described is not None:
+        write_described(folder, job.described)
     write_report(report, folder, job.evaluation, facts.get("training", {}).get("curves", ()))
     write_manifest(folder, make_manifest(job, report, files, {**facts, "macs": macs}))
     return report
 
 
 def _ladder(
+    job: Job,
     reference: Outputs,
     rungs: list[tuple[str, NDArray[np.float32]]],
     artifact: Outputs | NotMeasured,
     shown: list[str],
 ) -> Numerics:
-    """Every rung on the clips `shown`; reference and artifact ran all clips, these among them."""
+    """Every rung on the clips `shown`; reference and artifact ran all clips, these among them.
+
+    Of descriptors, rungs agree on the nearest of these clips, and there is no truth.
+    """
     row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
     rows = [row_of[clip] for clip in shown]
     if not isinstance(artifact, NotMeasured):
         rungs = [*rungs, ("artifact", artifact.logits[rows])]
-    return ladder([("fp32", reference.logits[rows]), *rungs], reference.truth[rows])
+    rungs = [("fp32", reference.logits[rows]), *rungs]
+    if job.described is None:
+        return ladder(rungs, reference.truth[rows])
+    return ladder(rungs, answers=nearest_clip(job.described.reading))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Shapes: N clips, K classes; `logits_NK` float32.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeact.errors import InputError
 
-__all__ = ["EXACT_DB", "Numerics", "Rung", "compare_outputs", "ladder"]
+__all__ = ["EXACT_DB", "Numerics", "Rung", "best_class", "compare_outputs", "ladder"]
 
 # Outputs that are equal to the last bit have no finite SQNR; 150 dB is beyond what float32 can resolve (24 bits ≈ 144).
 EXACT_DB = 150.0
@@ -70,10 +70,22 @@ def compare_outputs(reference: NDArray[Any], outputs: NDArray[Any]) -> tuple[flo
     return min(sqnr, EXACT_DB), float(np.abs(a - b).max()), float(a @ b) / norms if norms > 0 else 0.0
 
 
-def ladder(outputs: Sequence[tuple[str, NDArray[Any]]], truth: NDArray[np.int64] | None = None) -> Numerics:
-    """Numerics of the rungs `(name, logits_NK)`: first the reference, last the artifact; `truth` holds N classes."""
+def best_class(logits_NK: NDArray[Any]) -> NDArray[np.int64]:
+    """The answers `[N]` of a network that classifies."""
+    return np.asarray(logits_NK.argmax(1))
+
+
+def ladder(
+    outputs: Sequence[tuple[str, NDArray[Any]]],
+    truth: NDArray[np.int64] | None = None,
+    answers: Callable[[NDArray[Any]], NDArray[np.int64]] = best_class,
+) -> Numerics:
+    """Numerics of the rungs `(name, outputs_NK)`: first the reference, last the artifact; `truth` holds N classes.
+
+    `answers` says what the outputs stand for, `[N]`: what rungs agree on, and what is compared with the truth.
+    """
     reference = outputs[0][1]
-    expected = reference.argmax(1)
+    expected = answers(reference)
     rungs = []
     for (name, logits), (_, before) in zip(outputs[1:], outputs[:-1], strict=True):
         sqnr_db, max_abs, cosine = compare_outputs(reference, logits)
@@ -85,8 +97,8 @@ def ladder(outputs: Sequence[tuple[str, NDArray[Any]]], truth: NDArray[np.int64]
                 max_abs=max_abs,
                 cosine=cosine,
                 step_sqnr_db=step_db,
-                agreement=float(np.mean(logits.argmax(1) == expected)),
-                top1=None if truth is None else float(np.mean(logits.argmax(1) == truth)),
+                agreement=float(np.mean(answers(logits) == expected)),
+                top1=None if truth is None else float(np.mean(answers(logits) == truth)),
                 clips=len(logits),
             )
         )

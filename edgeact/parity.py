@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeact.accuracy import Accuracy, Flip
+from edgeact.descriptor_parity import Descriptors, Neighbours
 from edgeact.errors import InputError
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics, Rung
@@ -39,6 +40,8 @@ class Gates:
         max_drop_pt: Highest drop of top-1 accuracy in percentage points.
         max_fallback: Most compute ops outside the target's fast kernels.
         min_speedup: Lowest speed-up against PyTorch eager; None does not judge latency (machines are noisy).
+        min_cosine: Of descriptors: lowest cosine of the artifact's and the reference's, averaged over clips.
+        min_neighbours: Of descriptors: lowest share of the ten nearest clips that both have in common.
         require_all: A measurement that was not made is a failure, not a remark.
     """
 
@@ -48,10 +51,14 @@ class Gates:
     max_fallback: int = 0
     min_speedup: float | None = None
     require_all: bool = False
+    min_cosine: float = 0.0
+    min_neighbours: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_agreement <= 1:
-            raise InputError(f"min_agreement is {self.min_agreement}: it is a share of clips from 0 to 1")
+        shares = {"min_agreement": "a share of clips", "min_cosine": "a cosine", "min_neighbours": "a share of clips"}
+        for name, what in shares.items():
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it is {what} from 0 to 1")
         for name in ("min_sqnr_db", "max_drop_pt", "max_fallback", "min_speedup"):
             value = getattr(self, name)
             if value is not None and (not math.isfinite(value) or value < 0):
@@ -68,6 +75,19 @@ class Gates:
             "fp32": cls(),
             "fp16": cls(min_sqnr_db=45.0, min_agreement=0.99, max_drop_pt=0.5),
             "int8": cls(min_sqnr_db=10.0, min_agreement=0.97, max_drop_pt=1.0),
+        }[precision]
+
+    @classmethod
+    def for_descriptors(cls, precision: str) -> "Gates":
+        """What is usual of a network that ends in a descriptor, whose answers are those of the linear SVM on it.
+
+        SQNR over all components does not tell: the small ones of a whitened descriptor hold the noise, and weigh
+        little in it. Which class a clip near the border of two gets, rounding may change: the drop is judged, not that.
+        """
+        return {
+            "fp32": cls(min_sqnr_db=0.0, min_cosine=0.9999),
+            "fp16": cls(min_sqnr_db=0.0, min_agreement=0.0, max_drop_pt=0.5, min_cosine=0.999),
+            "int8": cls(min_sqnr_db=0.0, min_agreement=0.0, max_drop_pt=1.0, min_neighbours=0.9),
         }[precision]
 
 
@@ -92,6 +112,7 @@ class Report:
     environment: dict[str, str]
     date: str
     sustained: Sustained | NotMeasured = NOT_ASKED
+    descriptors: Descriptors | NotMeasured | None = None  # None: the network classifies
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; keys as pinned by the public contract."""
@@ -112,6 +133,8 @@ class Report:
             parts["placement"] = _rebuild(NotMeasured, where) if "not_measured" in where else placement_from(where)
             if "sustained" in parts:  # reports of bundles from before it was measured lack it
                 parts["sustained"] = _rebuild(Sustained, parts["sustained"])
+            if parts.get("descriptors") is not None:
+                parts["descriptors"] = _rebuild(Descriptors, parts["descriptors"])
             parts["gates"] = Gates(**parts["gates"])
             parts |= {name: tuple(parts[name]) for name in ("failures", "notes")}
             return cls(**parts)
@@ -124,7 +147,7 @@ def _rebuild(kind: type[Any], fields: Mapping[str, Any]) -> Any:
     if set(fields) == {"not_measured"}:
         return NotMeasured(**fields)
     parts: dict[str, Any] = {key: _tuples(value) for key, value in fields.items()}
-    for name, item in (("rungs", Rung), ("flips", Flip), ("windows", Window)):
+    for name, item in (("rungs", Rung), ("flips", Flip), ("windows", Window), ("neighbours", Neighbours)):
         if name in parts:
             parts[name] = tuple(item(**entry) for entry in fields[name])
     return kind(**parts)
@@ -140,10 +163,12 @@ def judge(
     accuracy: Accuracy | NotMeasured,
     latency: Latency | NotMeasured,
     placement: Placement | NotMeasured,
+    descriptors: Descriptors | NotMeasured | None = None,
 ) -> tuple[str, ...]:
     """Failures in words, empty when every gate holds. What was not measured fails where all is required."""
     failures = []
-    measured = {"numerics": numerics, "accuracy": accuracy, "latency": latency, "placement": placement}
+    measured: dict[str, Any] = {"numerics": numerics, "accuracy": accuracy, "latency": latency, "placement": placement}
+    measured |= {} if descriptors is None else {"descriptors": descriptors}
     for name, measure in measured.items():
         if gates.require_all and isinstance(measure, NotMeasured):
             failures.append(f"{name}: not measured: {measure.not_measured}")
@@ -164,6 +189,8 @@ def judge(
                 f"accuracy: top-1 drops {accuracy.drop_pt:.2f} points, more than {gates.max_drop_pt:g} "
                 f"(95 % interval {accuracy.drop_ci95_pt[0]:.2f} … {accuracy.drop_ci95_pt[1]:.2f})"
             )
+    if isinstance(descriptors, Descriptors):
+        failures += _judge_descriptors(gates, descriptors)
     if isinstance(placement, Placement) and placement.fallback_ops > gates.max_fallback:
         failures.append(
             f"placement: {placement.fallback_ops} ops fall back, more than {gates.max_fallback}: "
@@ -175,3 +202,21 @@ def judge(
         if latency.speedup is not None and latency.speedup < gates.min_speedup:
             failures.append(f"latency: {latency.speedup:.2f}x of PyTorch eager is below {gates.min_speedup:g}x")
     return tuple(failures)
+
+
+def _judge_descriptors(gates: Gates, found: Descriptors) -> list[str]:
+    failures = []
+    if found.cosine < gates.min_cosine:
+        failures.append(
+            f"descriptors: cosine {found.cosine:.6f} is below {gates.min_cosine:g}; it is lowest for "
+            f"{found.lowest_clip}, {found.cosine_lowest:.6f}"
+        )
+    if not found.neighbours and gates.min_neighbours > 0:
+        failures.append(f"descriptors: {found.n} clips have no neighbours to agree on: compare more")
+    if found.neighbours and (last := found.neighbours[-1]).agreement < gates.min_neighbours:
+        low, high = last.agreement_ci95
+        failures.append(
+            f"descriptors: {last.agreement:.2%} of the {last.k} nearest clips are the reference's, below "
+            f"{gates.min_neighbours:.2%} (95 % interval {low:.2%} … {high:.2%})"
+        )
+    return failures

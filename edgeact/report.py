@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._report_page import placement_in_words, render, sustained_in_words, thinned
+from edgeact._report_page import descriptor_rows, placement_in_words, render, sustained_in_words, thinned
 from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
@@ -67,7 +67,13 @@ def _numerics_table(report: Report) -> "RenderableType":
 
 def _figures_table(report: Report) -> "Table":
     table = new_table("", "reference", "artifact", "")
-    for row in (*_accuracy_rows(report.accuracy), *_latency_rows(report.latency), *_placement_rows(report.placement)):
+    described = () if report.descriptors is None else descriptor_rows(report.descriptors)
+    for row in (
+        *_accuracy_rows(report.accuracy),
+        *described,
+        *_latency_rows(report.latency),
+        *_placement_rows(report.placement),
+    ):
         add_row(table, *row)
     files = ", ".join(str(name) for name in report.artifact.get("files", ()))
     add_row(table, "size", "", mb(report.artifact.get("size_mb")), files)

@@ -39,10 +39,12 @@ def classify_video(
 
     Raises:
         VideoError: The source holds no usable video.
-        InputError: `hop` or `top` is less than 1.
+        InputError: `hop` or `top` is less than 1, or the bundle gives descriptors.
     """
     if top < 1:
         raise InputError(f"top is {top}: at least one label is given per window")
+    if runner.bundle.reading is not None:
+        raise InputError(f"{runner.bundle.path} gives descriptors, which have no labels: run one that classifies")
     for window in iter_windows(os.fspath(source), runner.bundle.spec, hop):
         logits = runner(window.clip[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max())

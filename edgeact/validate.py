@@ -14,11 +14,12 @@ import numpy as np
 from edgeact._results_checks import check_results
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import Bundle, open_bundle
+from edgeact.descriptor_parity import Descriptors, compare_descriptors, descriptors_in_words, nearest_clip
 from edgeact.errors import BundleError, InputError
 from edgeact.evaluate import OnCorrupt
 from edgeact.latency import Latency, summarize
 from edgeact.measure import measure
-from edgeact.numerics import Numerics, ladder
+from edgeact.numerics import Numerics, best_class, ladder
 from edgeact.parity import NOT_ASKED, Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
 from edgeact.results import LEFT_OUT, EvaluationOutputs, GoldenOutput, Results, read_results
@@ -99,9 +100,9 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
     if not measured_here:
         failures += _too_many_skipped(bundle, results)
     numerics, latency = _numerics(bundle, results), _latency(bundle, results)
-    accuracy, remarks = _accuracy(bundle, results, gates)
+    accuracy, descriptors, remarks = _accuracy(bundle, results, gates)
     placement = _placement(bundle, results)
-    failures += judge(gates, numerics, accuracy, latency, placement)
+    failures += judge(gates, numerics, accuracy, latency, placement, descriptors)
     if gates.min_speedup is not None and isinstance(latency, Latency) and not gates.require_all:
         gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
         remarks.append(f"{gate} is not judged: {latency.reference_missing}")
@@ -124,6 +125,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         environment=facts if results.device.name in facts.values() else {"device": results.device.name, **facts},
         date=results.created,
         sustained=results.sustained,
+        descriptors=descriptors,
     )
 
 
@@ -174,26 +176,30 @@ def _numerics(bundle: Bundle, results: Results) -> Numerics | NotMeasured:
             return logits
         rows.append((clip.logits, logits))
     reference, outputs = (np.stack(side) for side in zip(*rows, strict=True))
-    return ladder([("golden", reference), ("artifact", outputs)])
+    answers = best_class if bundle.reading is None else nearest_clip(bundle.reading)
+    return ladder([("golden", reference), ("artifact", outputs)], answers=answers)
 
 
-def _accuracy(bundle: Bundle, results: Results, gates: Gates) -> tuple[Accuracy | NotMeasured, list[str]]:
-    """Accuracy on the evaluation set, and notes on what differs from the export."""
+def _accuracy(
+    bundle: Bundle, results: Results, gates: Gates
+) -> tuple[Accuracy | NotMeasured, Descriptors | NotMeasured | None, list[str]]:
+    """Accuracy on the evaluation set, the descriptors if there are, and notes on what differs from the export."""
     notes, evaluation = [f"skipped: {line}" for line in results.skipped], results.evaluation
+    described = bundle.described()
     if isinstance(evaluation, NotMeasured):
-        return evaluation, notes
+        return evaluation, None if described is None else evaluation, notes
     reference = bundle.reference()
     row_of = {clip: row for row, clip in enumerate(reference.ids)}
     rows = [row_of[clip] for clip in evaluation.ids]
-    accuracy = compare_accuracy(
-        reference.logits[rows],
-        evaluation.logits,
-        reference.labels[rows],
-        clips=evaluation.ids,
-        labels=bundle.labels,
-        max_drop_pt=gates.max_drop_pt,
-    )
-    return accuracy, notes + _pixel_notes(evaluation, [reference.digests[row] for row in rows])
+    outputs = (reference.logits[rows], evaluation.logits, reference.labels[rows])
+    how: dict[str, Any] = {"clips": evaluation.ids, "labels": bundle.labels, "max_drop_pt": gates.max_drop_pt}
+    descriptors = None
+    if described is None:
+        accuracy = compare_accuracy(*outputs, **how)
+    else:
+        accuracy, descriptors = compare_descriptors(*outputs, described, **how)
+        notes.append(descriptors_in_words(described))
+    return accuracy, descriptors, notes + _pixel_notes(evaluation, [reference.digests[row] for row in rows])
 
 
 def _too_many_skipped(bundle: Bundle, results: Results) -> list[str]:

@@ -17,7 +17,7 @@ from edgeact.errors import EdgeactError, UnknownNameError
 __all__ = ["main"]
 
 _INTERRUPT_AGAIN_S = 3.0  # longer than cleaning up takes
-_VERBS = ("check", "compile", "diff", "export", "models", "run", "targets", "train", "validate")
+_VERBS = ("check", "compile", "describe", "diff", "export", "models", "run", "targets", "train", "validate")
 
 
 class _Verbs(click.Group):

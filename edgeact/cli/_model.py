@@ -1,7 +1,7 @@
 """Which network a command means: a checkpoint, public weights, a registered name, or a user's factory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from edgeact.quantize.state import QuantizedState
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeact.descriptor import Described
     from edgeact.models._public import PublicWeights
 
-__all__ = ["Network", "find_network", "require_torch"]
+__all__ = ["Network", "end_in_descriptor", "find_network", "require_torch"]
 
 
 _KINETICS = 400  # classes
@@ -42,6 +43,7 @@ class Network:
     training: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     quantized: QuantizedState | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_network(
@@ -73,6 +75,32 @@ def find_network(
     if file.suffix in {".pt", ".pth", ".tar", ".bin"} or (name is not None and _plain_safetensors(file)):
         return _public(file, name, options, num_classes, data, given, progress)
     return _trained(load_checkpoint(file), file, name, options, num_classes, given)
+
+
+def end_in_descriptor(network: Network, file: str, *, whitened: bool) -> tuple[Network, "Described"]:
+    """`network` ended in the descriptor in `file`, and what its outputs mean.
+
+    Raises:
+        CheckpointError: The file is no descriptor, or one of another network.
+    """
+    from edgeact._feature_layer import descriptor_network
+    from edgeact.descriptor import load_descriptor
+
+    found = load_descriptor(file)
+    if network.quantized is not None:
+        raise CheckpointError(
+            "the checkpoint was trained for int8 with its classes: give the one before, without --qat"
+        )
+    facts = {name: getattr(found, name) for name in ("layer", "order", "hop", "videos", "network")}
+    facts |= {"dims": found.dims, "whitened": whitened, "explained": [float(share) for share in found.explained]}
+    ended = replace(
+        network,
+        model=descriptor_network(network.model, network.spec, found, whitened=whitened),
+        name=f"{network.name}_pca{found.dims}",
+        labels=found.labels,
+        facts={"descriptor": facts},
+    )
+    return ended, found.described(whitened=whitened)
 
 
 def _plain_safetensors(file: Path) -> bool:

@@ -104,6 +104,12 @@ gate_options = _apply(
         click.option("--max-drop", type=float, metavar="PT", help="Most top-1 points that may be lost."),
         click.option("--max-fallback", type=int, metavar="N", help="Most compute ops outside the fast kernels."),
         click.option("--min-speedup", type=float, metavar="X", help="Lowest speed-up against PyTorch eager (export)."),
+        click.option(
+            "--min-cosine", type=float, metavar="C", help="Of descriptors: lowest cosine with the reference's."
+        ),
+        click.option(
+            "--min-neighbours", type=float, metavar="SHARE", help="Of descriptors: of ten nearest clips in common."
+        ),
         click.option("--require-all", is_flag=True, default=None, help="What was not measured is a failure."),
     ]
 )
@@ -164,6 +170,8 @@ def make_gates(base: Gates, given: dict[str, Any]) -> Gates:
         "max_drop": "max_drop_pt",
         "max_fallback": "max_fallback",
         "min_speedup": "min_speedup",
+        "min_cosine": "min_cosine",
+        "min_neighbours": "min_neighbours",
         "require_all": "require_all",
     }
     fields = {field: getattr(base, field) for field in names.values()}

@@ -31,6 +31,8 @@ _UNTRAINED_CLIPS = 24  # accuracy of untrained weights says nothing; numerics an
 @click.option("--target", required=True, help="Where it must run: see `edgeact targets`.")
 @click.option("--model", help="A name of `edgeact models`, or package.module:factory.")
 @click.option("--checkpoint", metavar="FILE", help="Trained weights; the packaged checkpoint without --model.")
+@click.option("--descriptor", metavar="FILE", help="End the network in this descriptor of `edgeact describe fit`.")
+@click.option("--unwhitened", is_flag=True, help="With --descriptor: PCA coordinates as they are, not of variance 1.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16 or int8 (see `edgeact targets`).")
 @click.option("--form", help="How time is held: volumetric, folded or unrolled.  [default: the target's first]")
 @target_options
@@ -67,7 +69,8 @@ def command(
     Exits with 1 when the exported model falls short of a gate: the bundle is kept as NAME-failed beside an older one
     that held, and its report says why.
     """
-    from edgeact.cli._model import find_network
+    from edgeact.cli._model import end_in_descriptor, find_network
+    from edgeact.errors import InputError
     from edgeact.evaluate import MOTION
     from edgeact.export import export
     from edgeact.parity import Gates
@@ -78,7 +81,11 @@ def command(
     given["options"] = take_target_options(given)
     check_options(target, given["options"], precision)
     given["compilation"] = take_compilation(given, progress=not quiet)
-    gates = make_gates(Gates.defaults(precision), given)
+    descriptor, unwhitened = given.pop("descriptor"), given.pop("unwhitened")
+    if unwhitened and descriptor is None:
+        raise InputError("--unwhitened says how a descriptor is written: give --descriptor FILE too")
+    gates = Gates.defaults(precision) if descriptor is None else Gates.for_descriptors(precision)
+    gates = make_gates(gates, given)
     network = find_network(
         name=given.pop("model"),
         checkpoint=given.pop("checkpoint"),
@@ -88,6 +95,8 @@ def command(
         given=given,
         progress=not quiet,
     )
+    if descriptor is not None:
+        network, given["described"] = end_in_descriptor(network, descriptor, whitened=not unwhitened)
     notes = network.notes
     int8 = _int8(given, precision, network.quantized)
     if network.quantized is not None and precision != "int8":
@@ -108,7 +117,7 @@ def command(
         out=out,
         labels=network.labels,
         model_name=network.name,
-        facts={"options": dict(network.options), "training": dict(network.training)},
+        facts={"options": dict(network.options), "training": dict(network.training), **network.facts},
         notes=notes,
         gates=gates,
         on_corrupt=on_corrupt,

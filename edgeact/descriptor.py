@@ -1,0 +1,350 @@
+"""A video in a few numbers: the PCA of a network's features, and what becomes of the outputs of a device.
+
+    clip ─► network up to a layer ─► relu ─► one Linear: PCA ─► output [1, d]              a device, clip by clip
+    outputs of a video's clips ─► × scale: PCA coordinates ─► average, to length 1         here, in numpy
+
+PCA is affine and commutes with the average over clips; scaling to length 1 commutes with neither. So it comes last, in
+the d numbers, and what a device gives needs no more than them: PCA is fitted on averages as they are, and the order of
+averaging and scaling is recorded. (Tran 2015 scales the averages before PCA: no device that sends d numbers per clip
+could follow, since the length of the average is lost.)
+
+Shapes: N videos or clips, D features, d dimensions, K classes.
+"""
+
+import dataclasses
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeact.clip import ClipSpec
+from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
+
+__all__ = [
+    "Described",
+    "Descriptor",
+    "Examples",
+    "Order",
+    "Reading",
+    "blocks",
+    "check_order",
+    "load_descriptor",
+    "project",
+    "read_examples",
+    "reading_from_dict",
+    "reading_to_dict",
+    "save_descriptor",
+    "unit",
+    "write_examples",
+]
+
+Order = Literal["average-normalize", "normalize-average"]
+
+_VERSION = 1
+_KEY = "edgeact-descriptor"
+_TENSORS = {
+    "components": ("dims", "features"),
+    "mean": ("features",),
+    "variances": ("dims",),
+    "explained": ("dims",),
+    "examples/descriptors": ("examples", "dims"),
+    "examples/labels": ("examples",),
+    "examples/svm_weights": ("classes", "dims"),
+    "examples/svm_bias": ("classes",),
+}
+
+
+def check_order(order: str) -> Order:
+    """Refuse an order that is none.
+
+    Raises:
+        UnknownNameError: It is none.
+    """
+    if order not in get_args(Order):
+        raise UnknownNameError("order", order, get_args(Order))
+    return order  # type: ignore[return-value]
+
+
+def unit(rows_Nd: NDArray[Any]) -> NDArray[np.float64]:
+    """Each row scaled to length 1; a row of zeros stays."""
+    rows = np.asarray(rows_Nd, np.float64)
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float64).tiny))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a network's outputs are read as descriptors.
+
+    Attributes:
+        order: What comes first, the average over clips or the scaling to length 1.
+        scale: `[d]`, which outputs are multiplied by to be PCA coordinates: the components' standard deviations of a
+            whitened output, else ones.
+    """
+
+    order: Order
+    scale: NDArray[np.float64]
+
+    def video(self, outputs_Nd: NDArray[Any]) -> NDArray[np.float64]:
+        """The descriptor `[d]` of one video from the outputs of its N clips."""
+        coordinates = np.asarray(outputs_Nd, np.float64) * self.scale
+        if self.order == "average-normalize":
+            return unit(coordinates.mean(0))
+        averaged: NDArray[np.float64] = unit(coordinates).mean(0)
+        return averaged
+
+    def clips(self, outputs_Nd: NDArray[Any]) -> NDArray[np.float64]:
+        """Descriptors `[N, d]` of clips that stand for themselves; of one clip, the order makes no difference."""
+        return unit(np.asarray(outputs_Nd, np.float64) * self.scale)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Labelled descriptors of the training part, and a linear SVM trained on them: what classifies others.
+
+    Attributes:
+        descriptors: `[N, d]`.
+        labels: Positions `[N]` in the labels.
+        svm_weights: `[K, d]`.
+        svm_bias: `[K]`.
+    """
+
+    descriptors: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    svm_weights: NDArray[np.float32]
+    svm_bias: NDArray[np.float32]
+
+    def svm(self, descriptors_Nd: NDArray[Any]) -> NDArray[np.float64]:
+        """Scores `[N, K]` of the linear SVM."""
+        scores: NDArray[np.float64] = np.asarray(descriptors_Nd, np.float64) @ self.svm_weights.T + self.svm_bias
+        return scores
+
+    def nearest(self, descriptors_Nd: NDArray[Any]) -> NDArray[np.int64]:
+        """The class `[N]` of the example with the highest cosine."""
+        gallery = unit(self.descriptors).T
+        found = [(unit(rows) @ gallery).argmax(1) for rows in blocks(np.asarray(descriptors_Nd))]
+        return np.asarray(self.labels[np.concatenate(found)])
+
+
+def blocks(rows_Nd: NDArray[Any]) -> list[NDArray[Any]]:
+    """A thousand rows at a time: similarities of all at once would take N x N numbers."""
+    return np.array_split(rows_Nd, max(1, -(-len(rows_Nd) // 1000)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Described:
+    """What the outputs of a descriptor's network mean: how they are read, and what classifies them."""
+
+    reading: Reading
+    examples: Examples
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Descriptor:
+    """A fitted descriptor and the network it is of.
+
+    Attributes:
+        components: Directions `[d, D]`, orthonormal; the largest number of each is positive.
+        mean: Of the averaged features, `[D]`.
+        variances: Of the averaged features along each component, `[d]`, the largest first.
+        explained: Their shares `[d]` of the whole variance.
+        layer: The network's layer whose relu the features are.
+        order: See `Reading`.
+        model: Name of the network.
+        network: sha256 of the network up to that layer, ops and weights.
+        spec: How a video becomes clips.
+        hop: Sampled frames from the start of one clip to that of the next.
+        videos: How many it was fitted on.
+        labels: Names of the classes.
+        examples: Labelled descriptors of those videos.
+        versions: Of the libraries that fitted it.
+    """
+
+    components: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    variances: NDArray[np.float32]
+    explained: NDArray[np.float32]
+    layer: str
+    order: Order
+    model: str
+    network: str
+    spec: ClipSpec
+    hop: int
+    videos: int
+    labels: tuple[str, ...]
+    examples: Examples
+    versions: Mapping[str, str]
+
+    @property
+    def dims(self) -> int:
+        """Numbers d of a descriptor."""
+        return len(self.components)
+
+    @property
+    def deviations(self) -> NDArray[np.float64]:
+        """Standard deviations `[d]` along the components: the unit of a whitened output."""
+        return np.sqrt(self.variances.astype(np.float64))
+
+    def project(self, features_ND: NDArray[Any]) -> NDArray[np.float64]:
+        """PCA coordinates `[N, d]` of features."""
+        return project(features_ND, self.components, self.mean)
+
+    def reading(self, *, whitened: bool) -> Reading:
+        """How the outputs of its network are read."""
+        return Reading(order=self.order, scale=self.deviations if whitened else np.ones(self.dims))
+
+    def described(self, *, whitened: bool) -> Described:
+        """What the outputs of its network mean."""
+        return Described(reading=self.reading(whitened=whitened), examples=self.examples)
+
+
+def project(features_ND: NDArray[Any], components_dD: NDArray[Any], mean_D: NDArray[Any]) -> NDArray[np.float64]:
+    """PCA coordinates `[N, d]`."""
+    coordinates: NDArray[np.float64] = (np.asarray(features_ND, np.float64) - mean_D) @ components_dD.T
+    return coordinates
+
+
+def save_descriptor(path: str | os.PathLike[str], descriptor: Descriptor) -> None:
+    """Write one safetensors file, beside `path` first and renamed when whole."""
+    save_file = _safetensors("save_file")
+    examples = descriptor.examples
+    tensors = {name: getattr(descriptor, name) for name in ("components", "mean", "variances", "explained")}
+    tensors |= {f"examples/{f.name}": getattr(examples, f.name) for f in dataclasses.fields(examples)}
+    fields: dict[str, Any] = {name: getattr(descriptor, name) for name in ("layer", "order", "model", "network", "hop")}
+    fields |= {"version": _VERSION, "spec": descriptor.spec.to_dict(), "videos": descriptor.videos}
+    fields |= {"labels": list(descriptor.labels), "versions": dict(descriptor.versions)}
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata={_KEY: json.dumps(fields)})
+        partial.replace(target)
+    except OSError:
+        raise
+    except Exception as exc:  # safetensors reports a full disk by its own SafetensorError
+        raise CheckpointError(f"{target} cannot be written: {exc}") from exc
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_descriptor(path: str | os.PathLike[str]) -> Descriptor:
+    """Read a file written by `save_descriptor`; nothing in it is executed or imported.
+
+    Raises:
+        CheckpointError: No such file, or it is no descriptor, damaged, or of another version.
+    """
+    safe_open, file = _safetensors("safe_open"), Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"descriptor {file} " + ("is a folder" if file.is_dir() else "does not exist"))
+    try:
+        with safe_open(file, framework="np") as reader:
+            metadata = (reader.metadata() or {}).get(_KEY)
+            tensors = {name: reader.get_tensor(name) for name in _TENSORS if name in set(reader.keys())}
+    except Exception as exc:  # safetensors raises its own SafetensorError, which derives from Exception alone
+        raise CheckpointError(f"{file} is no descriptor ({exc}); `edgeact describe fit` writes one") from exc
+    if metadata is None:
+        raise CheckpointError(f"{file} holds tensors but no descriptor; `edgeact describe fit` writes one")
+    try:
+        fields = json.loads(metadata)
+        if fields["version"] != _VERSION:
+            raise CheckpointError(f"{file} has descriptor version {fields['version']!r}, this edgeact reads {_VERSION}")
+        labels = tuple(str(label) for label in fields["labels"])
+        _check_tensors(tensors, len(labels))
+        examples = {name.removeprefix("examples/"): tensor for name, tensor in tensors.items() if "/" in name}
+        return Descriptor(
+            **{name: tensor for name, tensor in tensors.items() if "/" not in name},
+            layer=str(fields["layer"]),
+            order=check_order(fields["order"]),
+            model=str(fields["model"]),
+            network=str(fields["network"]),
+            spec=ClipSpec.from_dict(fields["spec"]),
+            hop=int(fields["hop"]),
+            videos=int(fields["videos"]),
+            labels=labels,
+            examples=Examples(**examples),
+            versions={str(name): str(version) for name, version in fields["versions"].items()},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as exc:
+        if isinstance(exc, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} is a damaged descriptor: {exc}; fit it again") from exc
+
+
+def _check_tensors(tensors: Mapping[str, NDArray[Any]], classes: int, dims: int | None = None) -> None:
+    """Refuse tensors that are missing, not finite, or do not fit one another; with `dims`, those of examples."""
+    sizes = {"classes": classes} | ({} if dims is None else {"dims": dims})
+    for name, axes in _TENSORS.items():
+        if dims is not None and "/" not in name:
+            continue
+        if name not in tensors:
+            raise InputError(f"it lacks {name}")
+        tensor, kind = tensors[name], np.int64 if name == "examples/labels" else np.float32
+        wanted = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, tensor.shape, strict=False))
+        if tensor.dtype != kind or len(tensor.shape) != len(axes) or tensor.shape != wanted or 0 in wanted:
+            raise InputError(f"{name} is {tensor.dtype} {tensor.shape}")
+        if not np.isfinite(tensor).all():
+            raise InputError(f"{name} holds values that are not finite")
+    if dims is None and (tensors["variances"] <= 0).any():
+        raise InputError("a component has no variance")
+    labels = tensors["examples/labels"]
+    if (labels < 0).any() or (labels >= classes).any():
+        raise InputError(f"an example is of none of the {classes} classes")
+
+
+def reading_to_dict(reading: Reading) -> dict[str, Any]:
+    """For a manifest: JSON types only."""
+    return {"order": reading.order, "scale": [float(scale) for scale in reading.scale]}
+
+
+def reading_from_dict(fields: Mapping[str, Any], dims: int) -> Reading:
+    """From a manifest, which may come from anyone.
+
+    Raises:
+        InputError: It is malformed.
+    """
+    try:
+        scale = np.array([float(value) for value in fields["scale"]])
+        order = check_order(fields["order"])
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise InputError(f"its outputs cannot be read as descriptors: {exc}") from exc
+    if scale.shape != (dims,) or not np.isfinite(scale).all() or (scale <= 0).any():
+        raise InputError(f"its outputs cannot be read as descriptors: scale must be {dims} positive numbers")
+    return Reading(order=order, scale=scale)
+
+
+def write_examples(file: Path, examples: Examples) -> None:
+    """Write an .npz for a bundle."""
+    np.savez(file, **{field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)})
+
+
+def read_examples(file: Path, dims: int, classes: int) -> Examples:
+    """Read what `write_examples` wrote; nothing is unpickled.
+
+    Raises:
+        InputError: It is missing, damaged, or of other dimensions or classes.
+    """
+    names = [field.name for field in dataclasses.fields(Examples)]
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            tensors = {name: arrays[name] for name in names}
+        _check_tensors({f"examples/{name}": array for name, array in tensors.items()}, classes, dims)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as exc:
+        raise InputError(f"{file} holds no examples of descriptors: {exc}") from exc
+    return Examples(**tensors)
+
+
+def _safetensors(name: str) -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as exc:
+        raise MissingDependencyError("safetensors", "describe", "reading or writing a descriptor") from exc
+    return getattr(safetensors.numpy, name, None) or getattr(safetensors, name)
