@@ -90,12 +90,19 @@ def run_compiler(
             _end(process)
     said = log.read_text(errors="replace")
     if status < 0:
-        raise ToolchainError(f"{name} crashed ({signal.Signals(-status).name}) on this network; its log: {log}")
+        raise ToolchainError(f"{name} crashed ({_signal_name(-status)}) on this network; its log: {log}")
     if status:
         reason = (in_a_line or _last_line)(said)
         raise ToolchainError(f"{name} could not compile this network: {reason}; its log: {log}")
     log.unlink()
     return said
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -143,6 +143,7 @@ def export(
         on_corrupt=on_corrupt,
         progress=progress,
     )
+    whole = len(evaluation.dataset.samples)
     if clips is None:
         notes = (*notes, *_sample(evaluation, target))
     source = None
@@ -167,7 +168,9 @@ def export(
         compilation=compilation or Compilation(progress=progress),
         described=described,
     )
-    facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION}}
+    taken = len(evaluation.dataset.samples)
+    compared = {"clips": taken} | ({"sampled_from": whole} if taken < whole else {})
+    facts = dict(facts or {}) | {"data": {"name": Path(data).name, "synthetic": str(data) == MOTION, **compared}}
     with _torch_threads(job.threads), create_bundle(Path(out), job.name) as draft:
         report = _build(job, draft.folder, Path(out), facts=facts, notes=notes)
         draft.held = report.held

@@ -78,7 +78,7 @@ def measure(
         peak_memory_mb=memory_mb,
         placement=engine.placement(),
         sustained=_sustained(runner, clips[0], minutes, sensors, progress),
-        notes=busy_note(),
+        notes=(*_emulated_note(runner), *busy_note()),
     )
 
 
@@ -92,6 +92,12 @@ def check_lengths(rounds: int, minutes: float | None) -> None:
         raise InputError(f"rounds is {rounds}: latency needs at least 1")
     if minutes is not None:
         check_minutes(minutes)
+
+
+def _emulated_note(runner: CheckedRunner) -> tuple[str, ...]:
+    if emulation := emulation_of(runner.runner):
+        return (f"emulated: {emulation} ran the artifact: its logits count, its time says nothing",)
+    return ()
 
 
 def _golden(runner: CheckedRunner, clip: GoldenClip) -> GoldenOutput:

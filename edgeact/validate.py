@@ -107,6 +107,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
         remarks.append(f"{gate} is not judged: {latency.reference_missing}")
     facts = dict(results.device.facts)
+    notes += [*_proxy_note(results), *_sample_note(bundle), *remarks, *_sustained_note(results), *results.notes]
     return Report(
         bundle=str(bundle.path),
         target=bundle.manifest["target"],
@@ -121,7 +122,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         latency=latency,
         placement=placement,
         gates=gates,
-        notes=(*notes, *_proxy_note(results), *remarks, *_sustained_note(results), *results.notes),
+        notes=tuple(notes),
         environment=facts if results.device.name in facts.values() else {"device": results.device.name, **facts},
         date=results.created,
         sustained=results.sustained,
@@ -264,6 +265,15 @@ def _proxy_note(results: Results) -> tuple[str, ...]:
         f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency and "
         f"placement are not those of {used.proxy_for}",
     )
+
+
+def _sample_note(bundle: Bundle) -> tuple[str, ...]:
+    """That the export compared a sample of its data alone, where it did; the bundle holds no logits of the rest."""
+    data = bundle.manifest["facts"].get("data")
+    whole = data.get("sampled_from") if isinstance(data, dict) else None
+    if type(whole) is not int:
+        return ()
+    return (f"the bundle's evaluation set is a sample: {len(bundle.reference().ids)} of {whole} clips",)
 
 
 def _sustained_note(results: Results) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact.targets._htp_mean import mean_in_integers
 from edgeact.targets._qdq import fuse_activations
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _MICROSOFT = "com.microsoft"  # its Q/DQ take uint16 in every opset (onnxruntime
 def for_htp(model: "ModelProto", activations: str) -> None:
     """Rewrite an int8 `model`, as `to_onnx` writes it, in place; `activations` are `int8` or `int16`."""
     fuse_activations(model)
+    mean_in_integers(model)
     frames_first(model)
     _regrid(model, np.uint8 if activations == "int8" else np.uint16)
 

@@ -13,7 +13,9 @@ from edgeact.targets._target import Refusal
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["placed", "refused_nodes"]
+__all__ = ["FLOAT", "placed", "refused_nodes"]
+
+FLOAT = " in float"  # ends the kernel of an op of an int8 network that HTP computes in float
 
 _TABLE = "onnxruntime-qnn, op_builder_factory.cc"
 _BUILDERS = """
@@ -36,6 +38,8 @@ Shape Slice Split Squeeze Tile Transpose Unsqueeze
 _MOVEMENT = frozenset(_MOVED.split())
 _POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_ACTIVATIONS = ("Clip", "Relu")
+_BINARY = ("Add", "Div", "Max", "Min", "Mul", "Sub", "Sum")
 
 
 def refused_nodes(model: "ModelProto") -> Mapping[str, Refusal]:
@@ -61,22 +65,56 @@ def _ranks(model: "ModelProto") -> dict[str, int]:
 
 
 def placed(model: "ModelProto") -> list[PlacedOp]:
-    """The nodes of `model` that compute, all on the NPU; in an int8 network those in float are named as fallbacks."""
-    from_levels = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    """The nodes of `model` that compute, all on the NPU, as ONNX has them: what HTP makes of them is its own.
+
+    In an int8 network those that ONNX Runtime cannot give in integers say so: layers with weights as fallbacks, others,
+    such as a mean over frames, in their kernel.
+    """
+    in_float = _in_float(model)
     return [
         PlacedOp(
             name=node.name,
-            kernel=node.op_type,
+            kernel=node.op_type + FLOAT if node.name in in_float else node.op_type,
             unit="NPU",
             layer=node.name.rpartition("/")[0],
-            fallback=_in_float(node, from_levels),
+            fallback=_FALLBACK if node.name in in_float and node.op_type in _WEIGHTED else "",
         )
         for node in model.graph.node
         if node.op_type not in _MOVEMENT
     ]
 
 
-def _in_float(node: "NodeProto", from_levels: set[str]) -> str:
-    if not from_levels or node.op_type not in _WEIGHTED or from_levels.issuperset(node.input[:2]):
-        return ""
-    return "on the HTP" + IN_FLOAT.removesuffix(")")
+_FALLBACK = "on the HTP" + IN_FLOAT.removesuffix(")")
+
+
+def _in_float(model: "ModelProto") -> set[str]:
+    """Names of the computing nodes of an int8 network that read what is not on a grid, or give what is not put on one.
+
+    ONNX Runtime makes an integer op of a node between Q/DQ alone; a ReLU may follow within. None in a float network.
+    """
+    nodes = list(model.graph.node)
+    levels = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    if not levels:
+        return set()
+    maker = {name: node for node in nodes for name in node.output}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def reads_levels(node: "NodeProto") -> bool:
+        if node.op_type in _ACTIVATIONS and (made := maker.get(node.input[0])) and made.op_type in (*_WEIGHTED, "Add"):
+            return reads_levels(made)
+        if node.op_type in _WEIGHTED:
+            return levels.issuperset(node.input[:2])
+        given = node.input[:1] if node.op_type not in _BINARY else node.input
+        return levels.issuperset(given)
+
+    def gives_levels(node: "NodeProto") -> bool:
+        after = readers.get(node.output[0], [])
+        if len(after) == 1 and after[0].op_type in _ACTIVATIONS and node.op_type in (*_WEIGHTED, "Add"):
+            return gives_levels(after[0])
+        return bool(after) and all(reader.op_type == "QuantizeLinear" for reader in after)
+
+    computing = (node for node in nodes if node.op_type not in _MOVEMENT)
+    return {node.name for node in computing if not (reads_levels(node) and gives_levels(node))}

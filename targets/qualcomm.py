@@ -1,7 +1,7 @@
 """Qualcomm's Hexagon HTP, the NPU of Snapdragons, through ONNX Runtime's QNN provider: one context binary.
 
 The network is compiled ahead of time for one chip, whole: an op that would stay on the CPU is an error. Compiling takes
-seconds as long as everything is QDQ from the clip to the logits (see `_htp_graph`): where ONNX Runtime leaves weights
+seconds as long as every layer with weights is QDQ (see `_htp_graph`): where ONNX Runtime leaves weights
 behind a DequantizeLinear of its own, they come to HTP as run-time tensors, and compiling takes minutes, or memory until
 it fails. fp16 computes in float16 up to the logits. The bundle holds the binary with its wrapper, and `model.onnx`,
 from which a device or another QNN can compile again. Binaries are cached by what they were compiled from.
@@ -12,6 +12,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
 from edgeact.engine import Engine, build_engine
 from edgeact.errors import MissingDependencyError
-from edgeact.placement import Placement, write_placement
+from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import AFFINE
+from edgeact.targets._htp_rules import FLOAT, placed
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -80,20 +82,24 @@ class Qualcomm:
         """Write ONNX, compile it in a process of its own, and check the binary; see `Target.compile`."""
         import onnx
 
-        from edgeact.targets._htp_rules import placed
-
         if importlib.util.find_spec("onnxruntime_qnn") is None:
             raise MissingDependencyError("onnxruntime_qnn", "qualcomm", "exporting to qualcomm")
         model = _onnx_for(program, precision, options)
         onnx.save(model, folder / "model.onnx")
-        engine = _context(folder, "fp16" if precision == "fp16" else options["activations"], options["soc"], how)
+        kind = "fp16" if precision == "fp16" else options["activations"]
+        engine, is_new = _context(folder, kind, options["soc"], how)
         for name in ("model.context.bin", "model.context.onnx"):
             shutil.copyfile(engine.folder / name, folder / name)
-        write_placement(folder, Placement.of(placed(model), "measured", _crossing_bytes(model)))
-        told, qnn = engine.stamp["built"], engine.stamp["machine"]["qnn"]
+        ops = placed(model)
+        write_placement(folder, Placement.of(ops, "measured", _crossing_bytes(model)))
+        told, qnn = json.loads((engine.folder / "checked.json").read_text()), engine.stamp["machine"]["qnn"]
+        when = "" if is_new else f", when it was first compiled ({engine.stamp['date']}): the binary is from the cache"
         return (
-            f"for {options['soc']}: compiled by QNN {qnn} in {told['seconds']:g} s, every op on the HTP; in its "
-            f"emulator {told['sqnr_db']:g} dB from the same graph on a CPU",
+            f"for {options['soc']}: compiled by QNN {qnn} in {told['seconds']:g} s{when}; in its emulator "
+            f"{told['sqnr_db']:g} dB from the same graph on a CPU",
+            "every op is on the HTP: its binary is all that the wrapper holds; they are listed as model.onnx has them, "
+            "and HTP may join them",
+            *_floats_in_words(ops),
         )
 
     def refusals(
@@ -127,8 +133,17 @@ def _onnx_for(program: "ExportedProgram", precision: str, options: Mapping[str, 
     return model
 
 
-def _context(folder: Path, kind: str, soc: str, how: Compilation) -> Engine:
-    """The context binary of `model.onnx` in `folder`, from the cache or compiled now."""
+def _floats_in_words(ops: "list[PlacedOp]") -> tuple[str, ...]:
+    """What has no weights and is in float between integers, in an int8 network: no fallback, and not unsaid."""
+    kinds = Counter(op.kernel.removesuffix(FLOAT) for op in ops if op.kernel.endswith(FLOAT) and not op.fallback)
+    if not kinds:
+        return ()
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return (f"int8: in float on the HTP, without weights, no rounding between them: {counted}",)
+
+
+def _context(folder: Path, kind: str, soc: str, how: Compilation) -> tuple[Engine, bool]:
+    """The context binary of `model.onnx` in `folder`, and whether it was compiled now, or is from the cache."""
     from onnxruntime_qnn.build_and_package_info import qnn_version
 
     from edgeact.targets._qnn_compiler import reason
@@ -137,14 +152,18 @@ def _context(folder: Path, kind: str, soc: str, how: Compilation) -> Engine:
     provider = {"soc_model": str(number), "htp_arch": str(version)}  # without them it is SM8350, and fp16 on the CPU
     facts = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
 
+    is_new = False
+
     def build(out: Path) -> dict[str, Any]:
+        nonlocal is_new
+        is_new = True
         command: list[str | Path] = [sys.executable, "-P", "-m", "edgeact.targets._qnn_compiler"]
         command += [folder / "model.onnx", out, str(_LEAST_DB[kind]), *(f"{k}={v}" for k, v in provider.items())]
         run_compiler(command, name="QNN", how=how, in_a_line=reason)
         told: dict[str, Any] = json.loads((out / "checked.json").read_text())
         return told
 
-    return build_engine("qualcomm", folder, facts | {"qnn": qnn_version, "soc": soc} | provider, build)
+    return build_engine("qualcomm", folder, facts | {"qnn": qnn_version, "soc": soc} | provider, build), is_new
 
 
 def _crossing_bytes(model: "ModelProto") -> int:

@@ -30,7 +30,7 @@ from edgeact.runtime import load_runner, qnn, sample_of
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 from edgeact.targets import _qnn_compiler, check_options, get_target
 from edgeact.targets._htp_graph import for_htp, frames_first
-from edgeact.targets._htp_rules import placed, refused_nodes
+from edgeact.targets._htp_rules import FLOAT, placed, refused_nodes
 from edgeact.targets._onnx import to_onnx
 
 TARGET = get_target("qualcomm")
@@ -116,6 +116,36 @@ def test_the_onnx_is_integers_from_the_clip_to_the_logits(
     assert compare_outputs(run_program(program)(clips[0]), after)[0] > least_db
 
 
+def test_the_mean_over_frames_is_in_integers_and_what_is_not_is_told(tiny_spec: ClipSpec, clips: list[Any]) -> None:
+    def kernels(form: str, *, split_grids: bool = False) -> set[str]:
+        model = to_onnx(program_of(tiny_spec, clips, form=form), "int8")
+        if split_grids:
+            adds = {node.output[0]: node for node in model.graph.node if node.op_type == "Add"}
+            (mean,) = (node for node in model.graph.node if node.op_type == "ReduceMean")
+            frame = adds[mean.input[0]].input[1]
+            (dequantize,) = (node for node in model.graph.node if frame in node.output)
+            scale = next(each for each in model.graph.initializer if each.name == dequantize.input[1])
+            other = numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(2), "another")
+            model.graph.initializer.append(other)
+            dequantize.input[1] = "another"
+        for_htp(model, "int8")
+        onnx.checker.check_model(model)
+        return {op.kernel for op in placed(model) if op.kernel.endswith(FLOAT)}
+
+    assert kernels("unrolled") == set()
+    assert kernels("volumetric") == set()
+    assert kernels("folded") == {"ReduceMean in float"}, "over each frame, then over frames, no grid between"
+    assert kernels("unrolled", split_grids=True) == {"Add in float", "ReduceMean in float", "Mul in float"}
+
+
+def test_a_chip_without_float16_gets_a_network_with_a_mean(
+    tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path
+) -> None:
+    told = compiled(tmp_path, program_of(tiny_spec, clips), soc="QCM6490")
+    assert told[0].startswith("for QCM6490")
+    assert not any("in float" in each for each in told)
+
+
 def test_int16_is_closer_to_the_float_network_than_int8(tiny_spec: ClipSpec, clips: list[Any]) -> None:
     program, exact = program_of(tiny_spec, clips), run_program(program_of(tiny_spec, clips, "fp16"))
     found = {}
@@ -145,7 +175,7 @@ def test_one_context_binary_that_the_emulator_runs(
     precision: str, options: dict[str, str], least_db: float, tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path
 ) -> None:
     program = program_of(tiny_spec, clips, precision)
-    (told,) = compiled(tmp_path, program, precision, **options)
+    told, *_ = compiled(tmp_path, program, precision, **options)
     assert told.startswith(f"for {options.get('soc', 'SM8650')}: compiled by QNN 2.")
     names = {"model.context.bin", "model.context.onnx", "model.onnx", "placement.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
@@ -187,8 +217,8 @@ def test_a_binary_is_compiled_once_for_a_chip_and_never_taken_damaged(
 ) -> None:
     monkeypatch.setenv("EDGEACT_CACHE", str(tmp_path / "cache"))
     program = program_of(tiny_spec, clips)
-    compiled(tmp_path / "a", program)
-    compiled(tmp_path / "b", program)
+    assert "from the cache" not in compiled(tmp_path / "a", program)[0]
+    assert "when it was first compiled" in compiled(tmp_path / "b", program)[0]
     assert len(calls) == 1
     binary = (tmp_path / "a/model.context.bin").read_bytes()
     assert (tmp_path / "b/model.context.bin").read_bytes() == binary
@@ -398,12 +428,16 @@ def test_an_export_is_judged_by_a_sample_and_its_time_is_not_measured(
     assert isinstance(report.numerics, Numerics)
     assert report.numerics.rungs[-1].name == "artifact"
     assert len(bundle.reference().ids) == 12
+    data = bundle.manifest["facts"]["data"]
+    assert (data["clips"], data["sampled_from"]) == (12, 24)
     assert any("a sample of 12 of 24 clips" in note for note in report.notes)
     assert any(note.startswith("emulated: QNN's x86 library") for note in report.notes)
     assert isinstance(report.latency, NotMeasured)
     assert report.latency.not_measured.startswith("emulated: the device alone tells")
     again = edgeact.validate(bundle, data=videos, rounds=1, minutes=0.01)
     assert again.held, again.failures
+    assert any(note.startswith("emulated: QNN's x86 library") for note in again.notes)
+    assert "the bundle's evaluation set is a sample: 12 of 24 clips" in again.notes
     for time in (again.latency, again.sustained):
         assert isinstance(time, NotMeasured)
         assert time.not_measured.startswith("emulated:")
@@ -427,6 +461,7 @@ def test_layers_in_float_between_int8_ones_are_compiled_too(
     runner = load_runner("qnn", tmp_path, tiny_spec, 1)
     expected, given = (np.concatenate([run(clip) for clip in clips]) for run in (run_program(program), runner))
     assert compare_outputs(expected, given)[0] > 35
+    assert any(kernel.endswith(FLOAT) for kernel in read_placement(tmp_path).kernels)
     fallback = read_placement(tmp_path).fallback
     assert {name.partition("/")[0] for name in fallback} >= {"stem", "block.2"}
     assert all(op.endswith(IN_FLOAT) for op in fallback)

@@ -38,6 +38,7 @@ def test_what_it_printed_is_returned_and_no_log_stays(logs: Path) -> None:
         ("raise SystemExit(3)", "could not compile this network: it says nothing; "),
         ("print('before', flush=True); import os; os.abort()", r"crashed \(SIGABRT\) on this network; "),
         ("print('begun', flush=True); import time; time.sleep(60)", "was stopped after 1 s, the time limit: "),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)", r"crashed \(signal \d+\) on this network; "),
     ],
 )
 def test_a_failure_keeps_its_log(code: str, told: str, logs: Path) -> None:

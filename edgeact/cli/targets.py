@@ -10,15 +10,17 @@ __all__ = ["command"]
 @click.command("targets")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the targets with their precisions, and whether their runtime is installed here."""
-    from edgeact.runtime import is_installed
+    """List the targets with their precisions, and whether this machine runs them, or an emulator or a proxy does."""
+    from edgeact.runtime import cannot_run_here, emulation_here, is_installed
     from edgeact.targets import get_target, list_targets
 
     rows = []
     for name in list_targets():
         target = get_target(name)
-        here = is_installed(target.runtime)
+        cannot = cannot_run_here(target.runtime)
+        here = cannot is None and is_installed(target.runtime)
         stand_in = target.proxy if target.proxy and is_installed(target.proxy) else None
+        extra = target.proxy or target.runtime
         rows.append(
             {
                 "name": name,
@@ -26,8 +28,10 @@ def command(as_json: bool) -> None:
                 "precisions": list(target.precisions),
                 "forms": list(target.forms),
                 "runs_here": here,
+                "emulated": emulation_here(target.runtime) if here else None,
+                "cannot_run": cannot,
                 "proxy": None if here else stand_in,
-                "install": None if here or stand_in else f"pip install 'edgeact[{target.proxy or target.runtime}]'",
+                "install": None if here or stand_in or cannot else f"pip install 'edgeact[{extra}]'",
             }
         )
     if as_json:
@@ -38,6 +42,8 @@ def command(as_json: bool) -> None:
 
     table = Table("target", "for", "precisions", "forms", "here", box=None)
     for row in rows:
-        status = "runs" if row["runs_here"] else str(row["install"] or f"{row['proxy']} as a proxy")
-        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), ", ".join(row["forms"]), status)  # type: ignore[arg-type]
+        status = row["cannot_run"] or row["install"] or f"{row['proxy']} as a proxy"
+        if row["runs_here"]:
+            status = "emulated" if row["emulated"] else "runs"
+        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), ", ".join(row["forms"]), str(status))  # type: ignore[arg-type]
     Console().print(table)

@@ -4,7 +4,9 @@ A runtime that compiles on the device where it runs also has `machine() -> facts
 on, and `build(folder, out, clip, threads) -> facts`, which writes the engine of the artifact in `folder` into `out`;
 its runner loads what `edgeact.engine.open_engine` gives it. The artifact's files hold every choice of the build.
 
-A runner that emulates the device's hardware has `emulation`, what computes here in words, and its module `sample()`.
+A runner that emulates the device's hardware has `emulation`, what computes here in words, and its module `sample()` and
+`emulation()`, the same before anything is loaded. A module whose runtime can be installed where it cannot run has
+`cannot_run()`, the reason or None.
 """
 
 import importlib
@@ -27,7 +29,9 @@ from edgeact.placement import Placement
 __all__ = [
     "CheckedRunner",
     "Runner",
+    "cannot_run_here",
     "compile_engine",
+    "emulation_here",
     "emulation_of",
     "is_installed",
     "load",
@@ -90,6 +94,18 @@ class CheckedRunner:
 def emulation_of(runner: Runner) -> str | None:
     """What computes here as the device's hardware would, so that its time says nothing; None where that is at hand."""
     return getattr(runner, "emulation", None)
+
+
+def emulation_here(runtime: str) -> str | None:
+    """What would compute on this machine as the device's hardware does; None where that is at hand."""
+    emulation: str | None = getattr(_module(runtime), "emulation", lambda: None)()
+    return emulation
+
+
+def cannot_run_here(runtime: str) -> str | None:
+    """Why this machine cannot run it, whatever is installed; None where it can."""
+    reason: str | None = getattr(_module(runtime), "cannot_run", lambda: None)()
+    return reason
 
 
 def sample_of(runtime: str) -> int | None:

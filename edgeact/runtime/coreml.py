@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.placement import Placement, placement_from, read_placement
 
-__all__ = ["MODULES", "Runner"]
+__all__ = ["MODULES", "Runner", "cannot_run"]
 
 MODULES = ("coremltools",)  # one of them must be installed
 
 _UNITS = "CPU_AND_NE"  # what the bundle is for; run_on_mac.py takes others
+
+
+def cannot_run() -> str | None:
+    """Why this machine cannot, although coremltools can be installed on it; None on a Mac."""
+    return None if sys.platform == "darwin" else "Core ML runs on macOS and iOS alone"
 
 
 class Runner:
@@ -41,7 +46,7 @@ class Runner:
             self.version = importlib.metadata.version("coremltools") + " (coremltools)"
         except importlib.metadata.PackageNotFoundError as exc:
             raise MissingDependencyError("coremltools", "coreml", "running this bundle") from exc
-        self.missing = None if sys.platform == "darwin" else "Core ML runs on macOS and iOS alone"
+        self.missing = cannot_run()
         if self.missing is None:
             self._model = self._load(folder / "model.mlpackage")
 

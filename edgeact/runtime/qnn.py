@@ -21,7 +21,7 @@ from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.placement import Placement, read_placement
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 
-__all__ = ["MODULES", "Runner", "open_session", "sample"]
+__all__ = ["MODULES", "Runner", "emulation", "open_session", "sample"]
 
 MODULES = ("onnxruntime_qnn",)  # one of them must be installed
 
@@ -31,6 +31,11 @@ _SAMPLE = 64
 
 def _is_emulated() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def emulation() -> str | None:
+    """What computes here in place of the HTP; None on the device."""
+    return "QNN's x86 library in place of a Hexagon HTP" if _is_emulated() else None
 
 
 def sample() -> int | None:
@@ -59,7 +64,7 @@ class Runner:
         model = folder / "model.context.onnx"
         self._session = open_session(model, {}, threads=self.threads)
         self.version = f"{importlib.metadata.version('onnxruntime-qnn')} (onnxruntime-qnn, QNN {_qnn_version()})"
-        self.emulation = "QNN's x86 library in place of a Hexagon HTP" if _is_emulated() else None
+        self.emulation = emulation()
         self._placement = read_placement(folder)
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:

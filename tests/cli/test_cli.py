@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -510,6 +512,32 @@ def test_targets(run: Edgeact) -> None:
     (row,) = (row for row in json.loads(run("targets", "--json").out) if row["name"] == "jetson")
     assert (row["runs_here"], row["proxy"], row["install"]) == (False, "onnxruntime", None)
     assert "onnxruntime" in run("targets").out
+
+
+def test_a_target_that_only_another_system_or_an_emulator_runs(run: Edgeact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> dict[str, Any]:
+        return {row["name"]: row for row in json.loads(run("targets", "--json").out)}
+
+    monkeypatch.setattr("sys.platform", "linux")
+    coreml = rows()["coreml"]
+    assert (coreml["runs_here"], coreml["install"]) == (False, None), "installing coremltools does not help"
+    assert "macOS" in coreml["cannot_run"]
+    assert "macOS" in run("targets").out
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert (rows()["qualcomm"]["runs_here"], rows()["openvino"]["emulated"]) == (True, None)
+    assert "x86 library" in rows()["qualcomm"]["emulated"]
+    assert "emulated" in run("targets").out
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert rows()["qualcomm"]["emulated"] is None
+
+
+def test_what_targets_say_to_install_exists(run: Edgeact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeact.runtime.is_installed", lambda runtime: False)
+    said = [row["install"] for row in json.loads(run("targets", "--json").out) if row["install"]]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = {line.partition("[")[2].partition("]")[0].replace("_", "-") for line in said}
+    assert {"qnn", "openvino"} <= named <= extras.keys()
 
 
 def test_a_proxy_says_so(run: Edgeact, tmp_path: Path) -> None:
