@@ -250,6 +250,7 @@ class MLModel:
         return "compiled"
 from coremltools import models
 '''
+SYSTEM = "import platform\nplatform.system = lambda: 'Darwin'\n"
 PLAN = '''"""Two operators of a plan: one on the Neural Engine, one on the CPU."""
 from types import SimpleNamespace
 class MLNeuralEngineComputeDevice: ...
@@ -286,7 +287,7 @@ def mac(tmp_path: Path) -> Path:
     (package / "__init__.py").write_text(STAND_IN)
     (package / "models" / "__init__.py").write_text("from coremltools import MLModel\n")
     (package / "models" / "compute_plan.py").write_text(PLAN)
-    (package.parent / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
+    (package.parent / "sitecustomize.py").write_text(SYSTEM)
     return package.parent
 
 
@@ -364,11 +365,11 @@ def test_a_bundle_that_is_none_or_damaged(bundle: Bundle, mac: Path, tmp_path: P
         read_bundle(tmp_path)
     with pytest.raises(RunError, match=r"gives logits of shape \(1, 2\)"):
         sqnr_db(bundle.path, [{"id": "a", "logits": [0.0, 1.0]}])
-    (mac / "sitecustomize.py").write_text("import sys\nsys.platform = 'linux'\n")
+    (mac / "sitecustomize.py").write_text(SYSTEM.replace("Darwin", "Linux"))
     done = on_mac(bundle.path, mac)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: Core ML runs on macOS alone, and this is linux")
-    (mac / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
+    assert done.stderr.startswith("error: Core ML runs on macOS alone, and this is Linux")
+    (mac / "sitecustomize.py").write_text(SYSTEM)
     (mac / "coremltools" / "__init__.py").write_text("raise ImportError('no coremltools')")
     done = on_mac(bundle.path, mac)
     assert (done.returncode, done.stdout) == (2, "")
