@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,7 +212,9 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         int8 = quantize(network, job.int8, job.target.scheme)
         network, facts = int8.network, {**facts, "quantization": int8.facts}
         if job.options.get("activations") == "float16":  # the rungs are of what the artifact computes
-            network = round_weights_alone(copy.deepcopy(network))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+                network = round_weights_alone(copy.deepcopy(network))
         rungs.append(("quantized", run_model(eager(network, job.spec), shown).logits))
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":

@@ -21,7 +21,7 @@ from edgeact.latency import Latency, summarize
 from edgeact.measure import measure
 from edgeact.numerics import Numerics, best_class, ladder
 from edgeact.parity import NOT_ASKED, Gates, NotMeasured, Report, judge
-from edgeact.placement import Placement
+from edgeact.placement import Placement, read_placement
 from edgeact.results import LEFT_OUT, EvaluationOutputs, GoldenOutput, Results, read_results
 
 __all__ = ["judge_results", "stored_gates", "validate"]
@@ -107,7 +107,7 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
         remarks.append(f"{gate} is not judged: {latency.reference_missing}")
     facts = dict(results.device.facts)
-    notes += [*_proxy_note(results), *_sample_note(bundle), *remarks, *_sustained_note(results), *results.notes]
+    notes += [*_proxy_note(results, placement), *_sample_note(bundle), *remarks, *_sustained_note(results), *results.notes]
     return Report(
         bundle=str(bundle.path),
         target=bundle.manifest["target"],
@@ -247,24 +247,34 @@ def _latency(bundle: Bundle, results: Results) -> Latency | NotMeasured:
 
 
 def _placement(bundle: Bundle, results: Results) -> Placement | NotMeasured:
-    """As measured, with what each layer computes; what a proxy did says so, whatever the results call it."""
+    """As measured, with what each layer computes; what a proxy did says so, whatever the results call it.
+
+    A proxy may hand on the compiler's estimate for the device, out of the bundle: that stays one.
+    """
     found = results.placement
     if isinstance(found, NotMeasured):
         return found
+    of_proxy = results.runtime.proxy_for is not None and not _is_the_compilers(found, bundle)
     macs = bundle.manifest["facts"].get("macs")
     if isinstance(macs, dict) and all(type(count) is int for count in macs.values()):
         found = found.with_macs(macs)
-    return replace(found, kind="proxy") if results.runtime.proxy_for else found
+    return replace(found, kind="proxy") if of_proxy else found
 
 
-def _proxy_note(results: Results) -> tuple[str, ...]:
+def _is_the_compilers(found: Placement, bundle: Bundle) -> bool:
+    """Whether it is the estimate that the export's compiler left in the bundle."""
+    stored = "placement.json" in bundle.manifest["artifact"]
+    return stored and found.kind == "estimated" and found == read_placement(bundle.path)
+
+
+def _proxy_note(results: Results, placement: Placement | NotMeasured) -> tuple[str, ...]:
     used = results.runtime
     if used.proxy_for is None:
         return ()
-    return (
-        f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency and "
-        f"placement are not those of {used.proxy_for}",
-    )
+    ran = f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency"
+    if isinstance(placement, Placement) and placement.kind != "proxy":
+        return (f"{ran} is not that of {used.proxy_for}; the placement is what the compiler said at the export",)
+    return (f"{ran} and placement are not those of {used.proxy_for}",)
 
 
 def _sample_note(bundle: Bundle) -> tuple[str, ...]:

@@ -74,8 +74,9 @@ def placed(function: Any, layers: dict[str, str]) -> Placement:
             continue
         away[op] = refused(kind, [tuple(value.shape) for value in (*data, *op.outputs)], _kernel(op))
         name = op.outputs[0].name
-        after = [name, *(reader.outputs[0].name for reader in op.outputs[0].child_ops)]  # a cast may be the last
-        origin = "logits" if results.intersection(after) else name.removesuffix("_cast_fp16")
+        origin = name.removesuffix("_cast_fp16")
+        if origin not in layers and _moved(op.outputs[0]).name in results:
+            origin = "logits"
         ops.append(
             PlacedOp(
                 name=name,
@@ -86,6 +87,13 @@ def placed(function: Any, layers: dict[str, str]) -> Placement:
             )
         )
     return Placement.of(ops, "estimated", _crossing_bytes(function, away))
+
+
+def _moved(value: Any) -> Any:
+    """What becomes of a value that is only moved or retyped: the logits may be quantized and cast."""
+    while len(value.child_ops) == 1 and value.child_ops[0].op_type in MOVES:
+        value = value.child_ops[0].outputs[0]
+    return value
 
 
 def _inputs(op: Any) -> list[Any]:

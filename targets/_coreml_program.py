@@ -107,7 +107,10 @@ def layers_of(program: ExportedProgram) -> dict[str, str]:
     """Path of the innermost module of the user's network by the name of each op, and of the result; or empty."""
     stacks = {node.name: list((node.meta.get("nn_module_stack") or {}).values()) for node in program.graph.nodes}
     layers = {name: str(stack[-1][0]) for name, stack in stacks.items() if stack}
-    return layers | {"logits": layers.get(program.graph_signature.user_outputs[0] or "", "")}
+    result: Any = program.graph.output_node().args[0][0]
+    while str(result.target).startswith("quantized_decomposed."):  # of no layer
+        result = result.args[0]
+    return layers | {"logits": layers.get(result.name, "")}
 
 
 def untranslated(graph: fx.Graph, *, final: bool) -> list[fx.Node]:

@@ -47,6 +47,7 @@ class Estimate:
         memory_kb: KiB that the network takes up, by memory.
         traffic_mb: MB read and written, by memory.
         macs: Multiply-accumulates as compiled.
+        npu_alone: Ops stay on the CPU, of which Vela knows no time: `ms`, `cycles` and `macs` are without them.
     """
 
     by: str
@@ -59,12 +60,14 @@ class Estimate:
     memory_kb: Mapping[str, float]
     traffic_mb: Mapping[str, float]
     macs: int
+    npu_alone: bool
 
     def __str__(self) -> str:
         memory = ", ".join(f"{name} {kb:,.0f} KiB" for name, kb in self.memory_kb.items())
         traffic = ", ".join(f"{name} {mb:.1f} MB" for name, mb in self.traffic_mb.items())
+        run = "on the NPU, without what runs on the CPU" if self.npu_alone else "a clip"
         return (
-            f"{self.ms:.2f} ms a clip ({self.cycles:,} cycles at {self.clock_mhz:g} MHz), takes {memory}, moves "
+            f"{self.ms:.2f} ms {run} ({self.cycles:,} cycles at {self.clock_mhz:g} MHz), takes {memory}, moves "
             f"{traffic} ({self.by}, {self.config}, {self.system_config}, {self.memory_mode})"
         )
 
@@ -96,7 +99,8 @@ def compile_for_npu(
         rows = _read(Path(work), "*_per-layer.csv", said)
         (summary,) = _read(Path(work), "*_summary_*.csv", said)
         shutil.copyfile(Path(work) / f"{model.stem}_vela.tflite", folder / "model_vela.tflite")
-    estimate = _estimate(summary, config, system_config, memory_mode)
+    on_cpu = any(row["Target"] == "CPU" for row in rows)
+    estimate = _estimate(summary, config, system_config, memory_mode, npu_alone=on_cpu)
     placement, moved = _placement(rows, _refused(said), estimate.clock_mhz)
     write_placement(folder, placement)
     (folder / "estimate.json").write_text(json.dumps(asdict(estimate), indent=1) + "\n")
@@ -124,7 +128,9 @@ def _refused(said: str) -> dict[str, str]:
     return dict(re.findall(warning, said, re.MULTILINE))
 
 
-def _estimate(summary: Mapping[str, str], config: str, system_config: str, memory_mode: str) -> Estimate:
+def _estimate(
+    summary: Mapping[str, str], config: str, system_config: str, memory_mode: str, *, npu_alone: bool
+) -> Estimate:
     memories = {"sram": "SRAM", "dram": "DRAM", "off_chip_flash": "flash"}
     memory_kb = {name: float(summary[f"{key}_memory_used"]) for key, name in memories.items()}
     traffic_mb = {name: float(summary[f"{key}_total_bytes"]) / 1e6 for key, name in memories.items()}
@@ -139,6 +145,7 @@ def _estimate(summary: Mapping[str, str], config: str, system_config: str, memor
         memory_kb={name: kb for name, kb in memory_kb.items() if kb},
         traffic_mb={name: mb for name, mb in traffic_mb.items() if mb},
         macs=int(summary["nn_macs"]),
+        npu_alone=npu_alone,
     )
 
 

@@ -6,6 +6,7 @@ converter writes in float parts, such as ELU, stays on the CPU whatever Vela tak
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -25,6 +26,9 @@ _U85_ONLY = frozenset(["div"])
 _REPORT = "Vela 5.2.0, SUPPORTED_OPS.md"
 _LONGEST_AXIS = 4096  # that a MEAN reduces
 _LARGEST_STRIDE = 3  # of U55 and U65
+_DEPTHWISE = f"DEPTHWISE_CONV_2D: kernel stride must be in the range (1, {_LARGEST_STRIDE})"
+# Vela does not leave it to the CPU: it ends with "Non-passthrough operation (Conv2D) could not run on NPU".
+_STOPS_VELA = "a stride above 3 is only supported without dilation and padding"
 
 
 def refusals(graph: fx.GraphModule, config: str) -> Mapping[fx.Node, Refusal]:
@@ -37,7 +41,11 @@ def refusals(graph: fx.GraphModule, config: str) -> Mapping[fx.Node, Refusal]:
             return "not among the ops of Ethos-U55 and U65" if small else None
         return _condition(name, node, small=small) if name in known else "not among its int8 ops"
 
-    return refuse(graph, judge, source=_REPORT, volumetric=f"no CONV_3D or MAX_POOL_3D among its ops ({_REPORT})")
+    found = refuse(graph, judge, source=_REPORT, volumetric=f"no CONV_3D or MAX_POOL_3D among its ops ({_REPORT})")
+    return {
+        node: replace(refusal, runs=False) if _STOPS_VELA in refusal.reason else refusal
+        for node, refusal in found.items()
+    }
 
 
 def _condition(name: str, node: fx.Node, *, small: bool) -> str | None:
@@ -46,6 +54,9 @@ def _condition(name: str, node: fx.Node, *, small: bool) -> str | None:
     shape = tuple(args[0].meta["val"].shape) if isinstance(args[0], fx.Node) and "val" in args[0].meta else ()
     if name == "conv2d" and small:
         return _strides(args, shape)
+    if name == "avg_pool2d" and small:  # the converter writes a depthwise convolution (`_litert_kernels`)
+        kernel, *stride = args[1:3]
+        return _DEPTHWISE if max((stride and stride[0]) or kernel) > _LARGEST_STRIDE else None
     if name == "mean":
         dims = [dim % len(shape) for dim in args[1]] if len(args) > 1 and args[1] else list(range(len(shape)))
         if shape[0] != 1 and 0 not in dims:
@@ -57,9 +68,11 @@ def _condition(name: str, node: fx.Node, *, small: bool) -> str | None:
 
 def _strides(args: Any, shape: tuple[int, ...]) -> str | None:
     defaults: Any = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
-    strides, padding, _, groups = (args + defaults[len(args) :])[3:]
+    strides, padding, dilation, groups = (args + defaults[len(args) :])[3:]
     if max(strides) <= _LARGEST_STRIDE:
         return None
     if groups > 1 and groups == shape[1]:
-        return f"DEPTHWISE_CONV_2D: kernel stride must be in the range (1, {_LARGEST_STRIDE})"
-    return "CONV_2D: a stride above 3 is only supported without dilation and padding" if any(padding) else None
+        return _DEPTHWISE
+    if any(padding):
+        return f"CONV_2D: {_STOPS_VELA}"
+    return "CONV_2D: stride > 3 is only supported without dilation" if max(dilation) > 1 else None

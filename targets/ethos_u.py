@@ -1,8 +1,8 @@
 """Arm Ethos-U: a .tflite that Vela compiles for the NPU, beside the portable one that it came from.
 
 `model_vela.tflite` is for TensorFlow Lite Micro and Arm's driver: one custom op, int8 logits. `model.tflite` is the
-same network before Vela, which runs here on LiteRT's reference kernels: Vela is written to give their bits (a
-difference from them is a defect that it mends, as MLBEDSW-5029 of ethos-u-vela), and no NPU is here to prove it. An
+same network before Vela, which runs here on LiteRT's reference kernels. Vela aims at their bits: its sources say so of
+single ops ("to produce bit exact results", tflite_graph_optimiser.py), and no NPU is here to prove it of a network. An
 Ethos-U has no 3-D convolution and computes in integers alone, so time is lowered and the clip is normalised in int8.
 Time, memory and traffic are Vela's estimates: `estimate.json`, and by layer `placement.json`.
 """

@@ -250,6 +250,7 @@ class MLModel:
         return "compiled"
 from coremltools import models
 '''
+SYSTEM = "import platform\nplatform.system = lambda: 'Darwin'\n"
 PLAN = '''"""Two operators of a plan: one on the Neural Engine, one on the CPU."""
 from types import SimpleNamespace
 class MLNeuralEngineComputeDevice: ...
@@ -280,12 +281,13 @@ def bundle(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def mac(tmp_path: Path) -> Path:
-    """A folder that, on the path, makes this machine look like a Mac to whoever imports coremltools."""
+    """A folder that, on the path, makes this machine look like a Mac with coremltools."""
     package = tmp_path / "mac" / "coremltools"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text(STAND_IN)
     (package / "models" / "__init__.py").write_text("from coremltools import MLModel\n")
     (package / "models" / "compute_plan.py").write_text(PLAN)
+    (package.parent / "sitecustomize.py").write_text(SYSTEM)
     return package.parent
 
 
@@ -363,6 +365,11 @@ def test_a_bundle_that_is_none_or_damaged(bundle: Bundle, mac: Path, tmp_path: P
         read_bundle(tmp_path)
     with pytest.raises(RunError, match=r"gives logits of shape \(1, 2\)"):
         sqnr_db(bundle.path, [{"id": "a", "logits": [0.0, 1.0]}])
+    (mac / "sitecustomize.py").write_text(SYSTEM.replace("Darwin", "Linux"))
+    done = on_mac(bundle.path, mac)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Core ML runs on macOS alone, and this is Linux")
+    (mac / "sitecustomize.py").write_text(SYSTEM)
     (mac / "coremltools" / "__init__.py").write_text("raise ImportError('no coremltools')")
     done = on_mac(bundle.path, mac)
     assert (done.returncode, done.stdout) == (2, "")
@@ -411,6 +418,7 @@ def test_the_runner_on_a_mac(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
         load_runner("coreml", bundle.path, SPEC)
 
 
+@pytest.mark.filterwarnings("error:.*treespec, LeafSpec")  # nothing but errors is for a user's stderr
 def test_the_rungs_of_float16_activations_are_of_what_the_artifact_computes(videos: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": videos, "clips": 12, "spec": SPEC, "out": tmp_path, "precision": "int8"}
     settings["form"], settings["int8"] = "volumetric", Int8(calibration=Calibration(clips=4, observer="mse"))

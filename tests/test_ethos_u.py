@@ -117,11 +117,13 @@ def test_the_forecast_is_what_vela_does(config: str, strided: Any, tmp_path: Pat
     options = check_options("ethos_u", {"config": config})
     found = forecast(Two(stride=4).eval(), target="ethos_u", spec=SPEC, options=options)
     falls = {layer.name: layer.reason for layer in found.layers if layer.support == "falls back"}
-    _, placement = compiled(strided, tmp_path, config=config)
+    notes, placement = compiled(strided, tmp_path, config=config)
     assert {layer.name for layer in placement.layers if layer.fallback_ops} == set(falls)
     assert set(falls) == (set() if "u85" in config else {"depthwise"})
     assert all("kernel stride must be in the range (1, 3)" in reason for reason in falls.values())
     assert ("kernel stride: 4" in " ".join(placement.fallback)) is bool(falls)
+    assert ("ms on the NPU, without what runs on the CPU" in notes[0]) is bool(falls)
+    assert json.loads((tmp_path / "estimate.json").read_text())["npu_alone"] is bool(falls)
     assert found.runs
 
 
@@ -171,12 +173,31 @@ def test_a_stride_that_vela_cannot_compile_is_forecast_and_an_error(tmp_path: Pa
     )
     options = check_options("ethos_u", {"config": "ethos-u55-128"})
     found = forecast(model.eval(), target="ethos_u", spec=SPEC, options=options)
-    reasons = [layer.reason for layer in found.layers if layer.support == "falls back"]
+    reasons = [layer.reason for layer in found.layers if layer.support == "cannot run"]
     assert len(reasons) == 1
+    assert not found.runs
     assert "a stride above 3 is only supported without dilation and padding" in reasons[0]
     with pytest.raises(ToolchainError, match=r"Vela could not compile this network: .*could not run on NPU"):
         get_target("ethos_u").compile(program_of(model), tmp_path, "int8", options)
     assert not (tmp_path / "model_vela.tflite").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv3d(8, 8, (1, 3, 3), (1, 4, 4), dilation=(1, 2, 2)), "CONV_2D: stride > 3"),
+        (nn.AvgPool3d((1, 4, 4)), "DEPTHWISE_CONV_2D: kernel stride"),
+    ],
+)
+def test_a_long_stride_that_the_cpu_takes(layer: nn.Module, reason: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(3, 8, (1, 3, 3)), layer, nn.AdaptiveAvgPool3d(1), nn.Flatten()).eval()
+    options = check_options("ethos_u", {"config": "ethos-u65-256"})
+    found = forecast(model, target="ethos_u", spec=SPEC, options=options)
+    (falls,) = [layer for layer in found.layers if layer.support == "falls back"]
+    assert (falls.name, reason in falls.reason) == ("1", True)
+    _, placement = compiled(program_of(model), tmp_path, config="ethos-u65-256")
+    assert "Unsupported kernel stride: 4, 4" in " ".join(placement.fallback)
 
 
 def test_what_is_refused_before_anything_runs() -> None:
@@ -277,4 +298,6 @@ def test_an_export_is_held_against_the_reference_kernels(videos: Path, tmp_path:
     assert (report.placement.kind, report.placement.fallback_ops) == ("estimated", 0)
     assert any(note.startswith("proxy: ethos_u_reference ") for note in report.notes)
     assert any(note.startswith("estimated, not measured: ") for note in report.notes)
-    assert edgeact.validate(bundle, threads=1, rounds=1).held
+    again = edgeact.validate(bundle, threads=1, rounds=1)
+    assert again.held, again.failures
+    assert again.placement == report.placement, "Vela's estimate is of the NPU, whatever runs the logits"

@@ -17,7 +17,7 @@ from edgeact.errors import InputError
 from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import NotMeasured, Report
-from edgeact.placement import Placement
+from edgeact.placement import Placement, write_placement
 from edgeact.results import read_results
 from edgeact.runtime import CheckedRunner
 from edgeact.sustained import Sustained
@@ -90,6 +90,26 @@ def test_a_proxy_stays_a_proxy(bundle: Bundle, fields: dict[str, Any]) -> None:
         "onnxruntime 1.31.1 ran in place of tensorrt: its logits are a proxy, and its latency and placement are not "
         "those of tensorrt"
     ) in report.notes
+
+
+def test_a_proxy_hands_on_the_compilers_estimate_and_no_other(bundle: Bundle, fields: dict[str, Any]) -> None:
+    fields["runtime"] = {"name": "ethos_u_reference", "version": "2", "threads": 1, "proxy_for": "ethos_u"}
+    fields["placement"] |= {"kind": "estimated"}
+    file = write_fields(bundle.path.parent / "results.json", fields)
+    stored = read_results(file, bundle).placement
+    assert isinstance(stored, Placement)
+    compiled = dataclasses.replace(bundle, manifest={**bundle.manifest, "artifact": ["model.bin", "placement.json"]})
+    for told, kind in ((stored, "estimated"), (dataclasses.replace(stored, accelerated_ops=8), "proxy")):
+        write_placement(bundle.path, told)
+        report = judge_results(compiled, read_results(file, bundle), stored_gates(bundle))
+        assert report.placement.kind == kind  # type: ignore[union-attr]
+    write_placement(bundle.path, stored)
+    notes = judge_results(compiled, read_results(file, bundle), stored_gates(bundle)).notes
+    assert (
+        "ethos_u_reference 2 ran in place of ethos_u: its logits are a proxy, and its latency is not that of ethos_u; "
+        "the placement is what the compiler said at the export"
+    ) in notes
+    assert judged(bundle, fields).placement.kind == "proxy", "no compiler said it"  # type: ignore[union-attr]
 
 
 def test_a_sustained_run_that_was_asked_for_and_not_made_is_told(bundle: Bundle, fields: dict[str, Any]) -> None:

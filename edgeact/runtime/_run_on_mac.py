@@ -153,6 +153,8 @@ def sqnr_db(bundle: Path, clips: list[dict[str, Any]]) -> float:
 def measure(bundle: Path, out: Path, units: str) -> bool:
     """Run the golden clips, write `out`, and tell whether they hold the gates."""
     manifest = read_bundle(bundle)
+    if platform.system() != "Darwin":  # coremltools can be imported elsewhere, with a page of warnings
+        raise RunError(f"Core ML runs on macOS alone, and this is {platform.system()}: copy {bundle} to a Mac")
     try:
         model = load(bundle / "model.mlpackage", units)
         clips, times = run_golden(bundle, model)

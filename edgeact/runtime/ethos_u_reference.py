@@ -1,7 +1,7 @@
 """Stands in for an Ethos-U: the int8 .tflite before Vela, on LiteRT's reference kernels.
 
-Vela is written to give the bits of these kernels (see `edgeact.targets.ethos_u`); the optimised ones and XNNPACK round
-in other places. Placement is what Vela said when it compiled, its times are estimates; of speed nothing is known.
+Vela aims at the bits of these kernels, unproven here (see `edgeact.targets.ethos_u`); the optimised ones and XNNPACK
+round in other places. Placement is what Vela said when it compiled, its times are estimates; of speed nothing is known.
 """
 
 from pathlib import Path
