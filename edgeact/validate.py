@@ -107,7 +107,13 @@ def judge_results(bundle: Bundle, results: Results, gates: Gates, *, measured_he
         gate = f"the gate of {gates.min_speedup:g}x of PyTorch eager"
         remarks.append(f"{gate} is not judged: {latency.reference_missing}")
     facts = dict(results.device.facts)
-    notes += [*_proxy_note(results, placement), *_sample_note(bundle), *remarks, *_sustained_note(results), *results.notes]
+    notes += [
+        *_proxy_note(results, placement),
+        *_sample_note(bundle),
+        *remarks,
+        *_sustained_note(results),
+        *results.notes,
+    ]
     return Report(
         bundle=str(bundle.path),
         target=bundle.manifest["target"],
