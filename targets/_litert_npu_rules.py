@@ -4,6 +4,7 @@ Each compiler is a plugin that picks ops by a list of its own and asks the vendo
 `--sdk` can: what these lists leave out stays on the CPU, what they hold may still be refused by the SDK.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,18 @@ def estimate(path: Path, npu: str) -> Placement:
         npu: One of `NPUS`.
     """
     return _placement(path, lambda kind, shapes, name: refused(npu, kind, shapes), "estimated")
+
+
+def computed_in_float(path: Path) -> Counter[str]:
+    """Ops of an int8 .tflite that compute in float32 and have no weights: no rule says which types are taken."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    graph = model.subgraphs[0]
+    names = [(op, flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)) for op in graph.operators]
+    floats = (name for op, name in names if graph.tensors[op.inputs[0]].type == schema.TensorType.FLOAT32)
+    return Counter(name for name in floats if name not in _MOVEMENT | _WEIGHTED)
 
 
 def placed_by_compiler(path: Path, compiled: Path) -> Placement:

@@ -21,7 +21,7 @@ from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.placement import write_placement
 from edgeact.quantize.scheme import Scheme
 from edgeact.targets import _litert_aot
-from edgeact.targets._litert_npu_rules import NPUS, estimate
+from edgeact.targets._litert_npu_rules import NPUS, computed_in_float, estimate
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -79,7 +79,9 @@ class LiteRT:
             placement = _litert_aot.compile_for(model, folder / f"model_{npu}_{soc}.tflite", npu, soc, how)
             told = f"{npu}: LiteRT's compiler made model_{npu}_{soc}.tflite with the SDK; it has not run on any {soc}"
         write_placement(folder, placement)
-        return (told, f"{npu}: accuracy and time are of model.tflite on this CPU (XNNPACK), not of the NPU")
+        floats = ", ".join(f"{count} {op}" for op, count in computed_in_float(model).items())
+        unsure = (f"{npu}: in float32, of which no rule says whether it is taken: {floats}",) if floats else ()
+        return (told, *unsure, f"{npu}: accuracy and time are of model.tflite on this CPU (XNNPACK), not of the NPU")
 
     def refusals(
         self, graph: "GraphModule", options: Mapping[str, str], precision: str
