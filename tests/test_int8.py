@@ -63,7 +63,7 @@ def export(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> Export:
 def kernels_of(bundle: Bundle) -> dict[str, int]:
     placement = bundle.report().placement
     assert isinstance(placement, Placement)
-    return placement.kernels
+    return dict(placement.kernels)
 
 
 def test_it_is_small_and_follows_the_simulation(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
