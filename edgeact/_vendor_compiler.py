@@ -3,6 +3,7 @@
 Its output goes to a log, which is kept where it fails and told in the error.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -115,9 +116,9 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         pass  # it is told once more below, in words that it cannot refuse
     finally:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # what it started may listen less than it
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
 
 def _last_line(said: str) -> str:

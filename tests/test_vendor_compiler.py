@@ -1,6 +1,5 @@
 """A vendor's compiler: what it prints, and that it neither crashes nor hangs its caller."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -49,16 +48,27 @@ def test_a_failure_keeps_its_log(code: str, told: str, logs: Path) -> None:
     assert bool(text) == ("print" in code)
 
 
-def test_what_it_started_ends_with_it(logs: Path, tmp_path: Path) -> None:
+def has_ended(pid: int) -> bool:
+    """Within seconds; one that nobody has waited for yet has ended, too."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("deaf_itself", [True, False])
+def test_what_it_started_ends_with_it(deaf_itself: bool, logs: Path, tmp_path: Path) -> None:
     """Also where it does not listen."""
-    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    code = f"import subprocess, sys\n{deaf}\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    child = f"{deaf}; import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import subprocess, sys\n{deaf if deaf_itself else ''}\nsubprocess.run([sys.executable, '-c', {child!r}])"
     with pytest.raises(ToolchainError, match="was stopped"):
         run(code, time_limit_s=2)
-    time.sleep(0.2)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert has_ended(int((tmp_path / "pid").read_text()))
 
 
 def test_an_interrupt_ends_it(logs: Path, tmp_path: Path) -> None:
@@ -74,8 +84,7 @@ def test_an_interrupt_ends_it(logs: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     caller.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in caller.communicate()[1]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    assert has_ended(int(pid.read_text()))
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
