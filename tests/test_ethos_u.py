@@ -103,6 +103,8 @@ def test_a_frame_that_is_cut_and_put_together_moves_nothing(tmp_path: Path) -> N
 def test_the_reference_kernels_follow_the_int8_program(plain: Any, tmp_path: Path) -> None:
     compiled(plain, tmp_path, config="ethos-u55-64")
     runner, lowered = load_runner("ethos_u_reference", tmp_path, SPEC), run_program(plain)
+    with pytest.raises(ToolchainError, match="LiteRT cannot run this model: "):
+        runner(np.zeros((1, 1, *SPEC.clip_shape[1:]), np.uint8))
     expected, found = (np.concatenate([run(clip) for clip in clips()]) for run in (lowered, runner))
     assert found.dtype == np.float32
     assert found.shape == (3, 5)

@@ -59,7 +59,8 @@ class Runner:
         self._for_npu = read_placement(folder) if (folder / "placement.json").exists() else None
         self.version = importlib.metadata.version(distribution) + f" ({distribution})"
         try:
-            self._interpreter = interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
+            model = str(folder / "model.tflite")
+            self._interpreter = interpreter(model_path=model, num_threads=self.threads, **self._kernels())
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as exc:
             raise ToolchainError(f"LiteRT cannot load {folder / 'model.tflite'}: {str(exc).splitlines()[-1]}") from exc
@@ -68,10 +69,17 @@ class Runner:
 
     def __call__(self, clip: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits of one clip; `clip` must have the bundle's shape, uint8, RGB."""
-        self._interpreter.set_tensor(self._input, clip)
-        self._interpreter.invoke()
+        try:
+            self._interpreter.set_tensor(self._input, clip)
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as exc:
+            raise ToolchainError(f"LiteRT cannot run this model: {str(exc).splitlines()[-1]}") from exc
         logits: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
         return logits
+
+    def _kernels(self) -> dict[str, Any]:
+        """What chooses the interpreter's kernels: XNNPACK's where it has them."""
+        return {}
 
     def layers(self, clip: NDArray[np.uint8]) -> tuple[()]:
         """None: XNNPACK computes the whole network in one op."""
