@@ -279,7 +279,7 @@ def _proxy_note(results: Results, placement: Placement | NotMeasured) -> tuple[s
         return ()
     ran = f"{used.name} {used.version} ran in place of {used.proxy_for}: its logits are a proxy, and its latency"
     if isinstance(placement, Placement) and placement.kind != "proxy":
-        return (f"{ran} is not that of {used.proxy_for}; the placement is what the compiler said at the export",)
+        return (f"{ran} is not that of {used.proxy_for}; the placement is what the export estimated",)
     return (f"{ran} and placement are not those of {used.proxy_for}",)
 
 

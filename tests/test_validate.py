@@ -107,7 +107,7 @@ def test_a_proxy_hands_on_the_compilers_estimate_and_no_other(bundle: Bundle, fi
     notes = judge_results(compiled, read_results(file, bundle), stored_gates(bundle)).notes
     assert (
         "ethos_u_reference 2 ran in place of ethos_u: its logits are a proxy, and its latency is not that of ethos_u; "
-        "the placement is what the compiler said at the export"
+        "the placement is what the export estimated"
     ) in notes
     assert judged(bundle, fields).placement.kind == "proxy", "no compiler said it"  # type: ignore[union-attr]
 
