@@ -45,6 +45,7 @@ _SOCS = {
     "SM8845": (97, 81),  # 8 Gen 5
     "SM8850": (87, 81),  # 8 Elite Gen 5
     "QCM6490": (93, 68),
+    "QCS6490": (93, 68),  # one chip, without the modem: Qualcomm's QCM6490.LE.1.0 is its release, too (80-70029-300)
     "QCS9100": (77, 73),
     "SA8255": (52, 73),
     "SA8295": (39, 68),
@@ -65,7 +66,7 @@ class Qualcomm:
     scheme = AFFINE
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"soc": tuple(_SOCS), "activations": ("int8", "int16")}
     excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        ("fp16", "QCM6490"): "QNN 2.51 takes no float16 for it",
+        **{("fp16", soc): "QNN 2.51 takes no float16 for it" for soc in ("QCM6490", "QCS6490")},
         ("fp16", "int16"): "activations in int16 are of int8, and fp16 computes in float16",
     }
     runtime = "qnn"
