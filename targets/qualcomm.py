@@ -85,6 +85,8 @@ class Qualcomm:
 
         if importlib.util.find_spec("onnxruntime_qnn") is None:
             raise MissingDependencyError("onnxruntime_qnn", "qualcomm", "exporting to qualcomm")
+        from edgeact.targets._onnx import crossing_bytes
+
         model = _onnx_for(program, precision, options)
         onnx.save(model, folder / "model.onnx")
         kind = "fp16" if precision == "fp16" else options["activations"]
@@ -92,7 +94,7 @@ class Qualcomm:
         for name in ("model.context.bin", "model.context.onnx"):
             shutil.copyfile(engine.folder / name, folder / name)
         ops = placed(model)
-        write_placement(folder, Placement.of(ops, "measured", _crossing_bytes(model)))
+        write_placement(folder, Placement.of(ops, "measured", crossing_bytes(model)))
         told, qnn = json.loads((engine.folder / "checked.json").read_text()), engine.stamp["machine"]["qnn"]
         when = "" if is_new else f", when it was first compiled ({engine.stamp['date']}): the binary is from the cache"
         return (
@@ -165,19 +167,6 @@ def _context(folder: Path, kind: str, soc: str, how: Compilation) -> tuple[Engin
         return told
 
     return build_engine("qualcomm", folder, facts | {"qnn": qnn_version, "soc": soc} | provider, build), is_new
-
-
-def _crossing_bytes(model: "ModelProto") -> int:
-    """The clip in and the logits out."""
-    import numpy as np
-    from onnx import helper
-
-    total = 0
-    for value in (*model.graph.input, *model.graph.output):
-        tensor = value.type.tensor_type
-        count = int(np.prod([dim.dim_value for dim in tensor.shape.dim]))
-        total += count * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-    return total
 
 
 TARGET = Qualcomm()

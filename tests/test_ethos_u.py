@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def compiled(program: Any, folder: Path, **given: str) -> tuple[tuple[str, ...],
 def test_all_of_a_network_is_on_the_npu(plain: Any, tmp_path: Path) -> None:
     notes, placement = compiled(plain, tmp_path)
     assert (placement.fallback_ops, placement.kind) == (0, "estimated")
+    assert placement.crossing_bytes == math.prod(SPEC.clip_shape) + 5, "the clip, and an int8 logit of each class"
     assert {kernel.partition(" ")[0] for kernel in placement.kernels} == {"NPU"}, "nothing that moves data is outside"
     layers = {layer.name: layer for layer in placement.layers}
     assert {"stem.0", "depthwise", "fc"} <= set(layers)
@@ -124,6 +126,9 @@ def test_the_forecast_is_what_vela_does(config: str, strided: Any, tmp_path: Pat
     assert set(falls) == (set() if "u85" in config else {"depthwise"})
     assert all("kernel stride must be in the range (1, 3)" in reason for reason in falls.values())
     assert ("kernel stride: 4" in " ".join(placement.fallback)) is bool(falls)
+    whole = math.prod(SPEC.clip_shape) + 5
+    assert placement.crossing_bytes is not None
+    assert (placement.crossing_bytes > whole) is bool(falls), "what the CPU computes is handed over, and back"
     assert ("ms on the NPU, without what runs on the CPU" in notes[0]) is bool(falls)
     assert json.loads((tmp_path / "estimate.json").read_text())["npu_alone"] is bool(falls)
     assert found.runs
