@@ -26,10 +26,14 @@ def device_name(device: str) -> str:
     return cpu_name() if device == "CPU" else device
 
 
-def busy_note() -> tuple[str, ...]:
-    """A remark for the report when other programs compete for the cores, which no interleaving can undo."""
+def busy_note(*, timed: bool = True) -> tuple[str, ...]:
+    """A remark for the report when other programs compete for the cores, which no interleaving can undo.
+
+    Args:
+        timed: The report holds a latency.
+    """
     cores = os.cpu_count() or 1
-    if not hasattr(os, "getloadavg") or os.getloadavg()[0] <= cores + 0.5:
+    if not timed or not hasattr(os, "getloadavg") or os.getloadavg()[0] <= cores + 0.5:
         return ()
     return (f"the machine was busy (load {os.getloadavg()[0]:.1f} on {cores} cores): its latencies are disturbed",)
 

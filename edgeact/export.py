@@ -234,16 +234,18 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     placement, macs = runner.placement(), macs_by_layer(folded)
     if isinstance(placement, Placement):
         placement = placement.with_macs(macs)
+    latency = _latency(job, runner, folder, clip)
+    busy = busy_note(timed=isinstance(latency, Latency))
     report = make_report(
         job,
         numerics=numerics,
         reference=reference,
         artifact=artifact,
-        latency=_latency(job, runner, folder, clip),
+        latency=latency,
         placement=placement,
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
-        notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy_note()),
+        notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))

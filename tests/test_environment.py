@@ -11,6 +11,7 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert busy_note() == ()
     monkeypatch.setattr(os, "getloadavg", lambda: (4.2, 0.0, 0.0))
     assert busy_note() == ("the machine was busy (load 4.2 on 2 cores): its latencies are disturbed",)
+    assert busy_note(timed=False) == (), "nothing was timed"
 
 
 def test_facts_are_text() -> None:
