@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeact._quantized import Source
-from edgeact._vendor_compiler import Compilation
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
@@ -21,7 +20,7 @@ from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
 from edgeact.runtime import Runner, emulation_of, needs_engine
-from edgeact.targets import Target, get_target
+from edgeact.targets import Request, Target, get_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,16 +45,14 @@ class Job:
     model_name: str
     target_name: str
     target: Target
-    precision: str
+    asked: Request
     form: str
-    options: Mapping[str, str]
     spec: ClipSpec
     gates: Gates
     threads: int
     rounds: int
     evaluation: EvaluationSet
     int8: Source | None
-    compilation: Compilation
     described: Described | None
 
     @property
@@ -114,7 +111,7 @@ def make_report(
         bundle=str(out / (aside(job.name) if failures else job.name)),
         target=job.target_name,
         model=job.model_name,
-        precision=job.precision,
+        precision=job.asked.precision,
         form=job.form,
         held=not failures,
         failures=failures,
@@ -137,9 +134,9 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
         "name": Path(report.bundle).name,
         "model": job.model_name,
         "target": job.target_name,
-        "precision": job.precision,
+        "precision": job.asked.precision,
         "form": job.form,
-        "options": dict(job.options),
+        "options": dict(job.asked.options),
         "runtime": job.target.runtime,
         "proxy": job.target.proxy,
         "artifact": files,

@@ -23,7 +23,7 @@ from edgeact.parity import Gates, Latency, NotMeasured
 from edgeact.placement import Placement
 from edgeact.runtime import _candidates, aotinductor, compile_engine, load_runner, needs_engine
 from edgeact.runtime._candidates import Candidate, candidates, choose, load_candidate
-from edgeact.targets import get_target
+from edgeact.targets import Request, get_target
 
 
 def export(videos: Path, spec: ClipSpec, out: Path, precision: str = "fp32") -> edgeact.Bundle:
@@ -36,7 +36,7 @@ def export(videos: Path, spec: ClipSpec, out: Path, precision: str = "fp32") -> 
 def artifact(tiny_spec: ClipSpec, tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"
     folder.mkdir()
-    get_target("gpu").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), folder, "fp32", {})
+    get_target("gpu").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), folder, Request("fp32"))
     return folder
 
 
@@ -204,7 +204,7 @@ def test_onnx_runtime_is_a_candidate_where_the_bundle_has_an_onnx(
     clip = np.random.default_rng(0).integers(0, 256, (1, *spec.clip_shape), dtype=np.uint8)
     folder = tmp_path / "artifact"
     folder.mkdir()
-    get_target("gpu").compile(behind_uint8(fold(Mean().eval(), spec), spec), folder, "fp32", {})
+    get_target("gpu").compile(behind_uint8(fold(Mean().eval(), spec), spec), folder, Request("fp32"))
     write_onnx(folder, clip.shape)
 
     def no_compiler(*_: Any) -> None:
@@ -298,7 +298,7 @@ def test_a_package_without_its_source(tmp_path: Path) -> None:
 
 def test_a_network_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="PyTorch could not write this network: "):
-        get_target("gpu").compile(None, tmp_path, "fp32", {})  # type: ignore[arg-type]
+        get_target("gpu").compile(None, tmp_path, Request("fp32"))  # type: ignore[arg-type]
 
 
 def test_int8_is_not_for_gpu(videos: Path, tiny_spec: ClipSpec, tmp_path: Path) -> None:
