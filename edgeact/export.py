@@ -135,6 +135,7 @@ def export(
     gates = gates or (Gates.defaults(precision) if described is None else Gates.for_descriptors(precision))
     model_name = model_name or type(model).__name__
     options = check_options(target, options or {}, precision)
+    get_target(target).require_toolchain()
     get_target(target).check_sdk(options, compilation.sdk if compilation else None)
     evaluation = EvaluationSet.open(
         os.fspath(data),

@@ -1,5 +1,6 @@
 """What a target is: eleven members, of which few are needed. Adding a target is adding one file next to this one."""
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeact._vendor_compiler import DEFAULT, Compilation
-from edgeact.errors import InputError
+from edgeact.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from torch import fx
@@ -58,6 +59,7 @@ class Target(ABC):
         runtime: Name of the runner in `edgeact.runtime` that executes the artifact, and of the extra that installs it.
         proxy: Name of the runner that stands in for it where the export runs, for the numbers alone; None where the
             runtime itself runs there.
+        needs: The package that compiles, and the extra that installs it.
     """
 
     summary: ClassVar[str]
@@ -67,6 +69,7 @@ class Target(ABC):
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     runtime: ClassVar[str]
     proxy: ClassVar[str | None] = None
+    needs: ClassVar[tuple[str, str]]
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """Why these do not go together; empty where they do.
@@ -86,6 +89,17 @@ class Target(ABC):
         """
         if sdk is not None:
             raise InputError("this target uses no vendor's SDK: leave --sdk out, or export for litert with --npu")
+
+    def require_toolchain(self) -> None:
+        """Refuse to go on without what compiles.
+
+        Raises:
+            MissingDependencyError: It is not installed.
+        """
+        package, extra = self.needs
+        if importlib.util.find_spec(package) is None:
+            name = type(self).__module__.rpartition(".")[2]
+            raise MissingDependencyError(package, extra, f"exporting to {name}")
 
     @abstractmethod
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class Android(Target):
     scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
     runtime = "executorch"
+    needs = ("executorch", "executorch")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """An int8 network goes to XNNPACK."""

@@ -8,7 +8,6 @@ stacking of frames; 3-D ones leave the engine, which `_neural_engine_rules` says
 estimate by these rules until a Mac tells; no number of a Mac or an iPhone is measured where the export runs.
 """
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -78,6 +77,7 @@ class CoreML(Target):
         "activations": ("float16", "int8"),
     }
     runtime = "coreml"
+    needs = ("coremltools", "coreml")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """The engine has no float32; activations are in int8 where weights are."""
@@ -92,8 +92,7 @@ class CoreML(Target):
 
         from edgeact.runtime import _run_on_mac
 
-        if importlib.util.find_spec("coremltools") is None:
-            raise _missing()
+        self.require_toolchain()
         deployment, activations = asked.options["deployment"], asked.options["activations"]
         with tempfile.TemporaryDirectory(prefix="edgeact-coreml-") as work:
             saved = Path(work) / "program.pt2"

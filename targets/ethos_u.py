@@ -7,13 +7,11 @@ Ethos-U has no 3-D convolution and computes in integers alone, so time is lowere
 Time, memory and traffic are Vela's estimates: `estimate.json`, and by layer `placement.json`.
 """
 
-import importlib.util
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeact.errors import MissingDependencyError
 from edgeact.quantize.scheme import AFFINE
 from edgeact.targets._ethos_u_configs import CONFIGS, MEMORY_MODES, SYSTEM_CONFIGS, conflict, resolve
 from edgeact.targets._target import Request, Target
@@ -43,6 +41,7 @@ class EthosU(Target):
     }
     runtime = "ethos_u"
     proxy = "ethos_u_reference"
+    needs = ("ethosu", "ethos-u")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """Integers alone, and what Vela knows of a family's memories."""
@@ -52,8 +51,7 @@ class EthosU(Target):
 
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert to an int8 .tflite, and that to the NPU's commands; see `Target.compile`."""
-        if importlib.util.find_spec("ethosu") is None:
-            raise MissingDependencyError("ethosu.vela", "ethos-u", "exporting to ethos_u")
+        self.require_toolchain()
         from edgeact.targets._tflite import with_int8_logits
         from edgeact.targets._vela import compile_for_npu
 

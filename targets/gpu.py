@@ -37,6 +37,7 @@ class GPU(Target):
     forms = ("volumetric", "folded", "unrolled")
     scheme = None
     runtime = "aotinductor"
+    needs = ("onnxscript", "export")
 
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Write the program, and as ONNX what ONNX can say; see `Target.compile`."""

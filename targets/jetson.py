@@ -44,6 +44,7 @@ class Jetson(Target):
     }
     runtime = "tensorrt"
     proxy = "onnxruntime"
+    needs = ("onnxscript", "export")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """What a DLA has no arithmetic for (NVIDIA, Working with DLA)."""

@@ -9,7 +9,6 @@ With `npu`, the int8 file is held against the rules of LiteRT's compiler for tha
 that compiler compiles it for one chip. What runs here, and is timed, is XNNPACK all the same.
 """
 
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeact._vendor_compiler import Compilation, run_compiler
-from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact.errors import ToolchainError
 from edgeact.placement import write_placement
 from edgeact.quantize.scheme import Scheme
 from edgeact.targets import _litert_aot
@@ -46,6 +45,7 @@ class LiteRT(Target):
         "soc": ("none", *(soc for npu in NPUS.values() for soc in npu.socs)),
     }
     runtime = "litert"
+    needs = ("litert_torch", "litert-export")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """The rules of NPUs are of int8."""
@@ -62,8 +62,7 @@ class LiteRT(Target):
 
         npu, soc = asked.options.get("npu", "none"), asked.options.get("soc", "none")
         _litert_aot.check(npu, soc, asked.how.sdk)
-        if importlib.util.find_spec("litert_torch") is None:
-            raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
+        self.require_toolchain()
         with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
             torch.export.save(program, Path(work) / "program.pt2")
             _convert(Path(work) / "program.pt2", folder / "model.tflite", asked.precision, asked.how)

@@ -42,6 +42,7 @@ class OpenVINO(Target):
     forms = ("volumetric", "folded", "unrolled")
     scheme = Scheme()
     runtime = "openvino"
+    needs = ("openvino", "openvino")
 
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert, fix the shapes, and save; see `Target.compile`."""

@@ -8,7 +8,6 @@ from which a device or another QNN can compile again. Binaries are cached by wha
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 import sys
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact._vendor_compiler import Compilation, run_compiler
 from edgeact.engine import Engine, build_engine
-from edgeact.errors import MissingDependencyError
 from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import AFFINE
 from edgeact.targets._htp_rules import FLOAT, placed
@@ -68,6 +66,7 @@ class Qualcomm(Target):
     scheme = AFFINE
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"soc": tuple(_SOCS), "activations": ("int8", "int16")}
     runtime = "qnn"
+    needs = ("onnxruntime_qnn", "qualcomm")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """Chips without float16; activations in int16 are of an int8 network."""
@@ -85,8 +84,7 @@ class Qualcomm(Target):
         """Write ONNX, compile it in a process of its own, and check the binary; see `Target.compile`."""
         import onnx
 
-        if importlib.util.find_spec("onnxruntime_qnn") is None:
-            raise MissingDependencyError("onnxruntime_qnn", "qualcomm", "exporting to qualcomm")
+        self.require_toolchain()
         from edgeact.targets._onnx import crossing_bytes
 
         model = _onnx_for(program, asked.precision, asked.options)

@@ -321,6 +321,17 @@ def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: 
         get_target("openvino").compile(None, bundle.path, Request("fp32"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("target", list_targets())
+def test_a_missing_compiler_is_told_before_anything_is_decoded(
+    target: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, extra = get_target(target).needs
+    precision = get_target(target).precisions[0]
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=rf"exporting to {target} needs {package}, .*\[{extra}\]"):
+        edgeact.export(nn.Flatten(), target=target, precision=precision, spec=tiny_spec, data=tmp_path / "absent")
+
+
 def test_a_manifest_never_names_a_module(bundle: edgeact.Bundle) -> None:
     hostile = dataclasses.replace(bundle, manifest={**bundle.manifest, "runtime": "..os"})
     with pytest.raises(BundleError, match=r"wants the runtime '\.\.os'; this edgeact has: .*, openvino"):
