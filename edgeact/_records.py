@@ -182,7 +182,7 @@ def _io(job: Job) -> dict[str, Any]:
     """What the artifact takes and gives: the clip or each of its frames as an image, logits or a descriptor."""
     clip_shape = job.spec.clip_shape
     clip = {"name": "clip", "dtype": "uint8", "shape": [1, *clip_shape], "layout": "BTHWC", "color": "RGB"}
-    if job.target.runtime == "coreml":
+    if job.target.takes_images:
         names = [f"frame_{t}" for t in range(job.spec.frames)]
         clip = {"names": names, "dtype": "uint8", "shape": list(clip_shape[1:]), "layout": "image", "color": "RGB"}
     output: dict[str, Any] = {"name": "logits", "dtype": "float32", "shape": [1, job.outputs], "layout": "BK"}

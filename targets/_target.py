@@ -60,6 +60,7 @@ class Target(ABC):
         proxy: Name of the runner that stands in for it where the export runs, for the numbers alone; None where the
             runtime itself runs there.
         needs: The package that compiles, and the extra that installs it.
+        takes_images: The artifact's inputs are images `frame_0`, `frame_1` … in place of one clip.
     """
 
     summary: ClassVar[str]
@@ -70,6 +71,7 @@ class Target(ABC):
     runtime: ClassVar[str]
     proxy: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, str]]
+    takes_images: ClassVar[bool] = False
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """Why these do not go together; empty where they do.

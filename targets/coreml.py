@@ -78,6 +78,7 @@ class CoreML(Target):
     }
     runtime = "coreml"
     needs = ("coremltools", "coreml")
+    takes_images = True
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """The engine has no float32; activations are in int8 where weights are."""

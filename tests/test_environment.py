@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 
 import pytest
@@ -18,5 +19,6 @@ def test_facts_are_text() -> None:
     facts = describe_environment()
     assert facts["cpu"] == cpu_name() != ""
     assert facts["torch"].startswith("2.13.0")
+    assert facts["ethos-u-vela"] == importlib.metadata.version("ethos-u-vela")
     assert all(isinstance(value, str) for value in facts.values())
     assert today().endswith("+00:00")

@@ -309,8 +309,8 @@ def test_targets_say_what_they_are() -> None:
         for precision in target.precisions:
             check_precision(name, precision)
     members = {name for name in dir(get_target("openvino")) if not name.startswith("_")}
-    told = {"summary", "precisions", "forms", "scheme", "options", "runtime", "proxy"}
-    assert members == told | {"compile", "refusals", "conflict", "check_sdk"}
+    told = {"summary", "precisions", "forms", "scheme", "options", "runtime", "proxy", "needs", "takes_images"}
+    assert members == told | {"compile", "refusals", "conflict", "check_sdk", "require_toolchain"}
 
 
 def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
