@@ -22,6 +22,7 @@ from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
 from edgeact.runtime import Runner, emulation_of, needs_engine
 from edgeact.targets import Target, get_target
+from edgeact.whitening import Whitening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,6 +94,7 @@ def make_report(
     files: dict[str, Any],
     out: Path,
     notes: tuple[str, ...],
+    whitening: Whitening | NotMeasured | None = None,
 ) -> Report:
     """What was measured, and the verdict, which says where in `out` the bundle will be."""
     accuracy: Accuracy | NotMeasured
@@ -128,6 +130,7 @@ def make_report(
         environment=describe_environment(),
         date=today(),
         descriptors=descriptors,
+        whitening=whitening,
     )
 
 

@@ -17,8 +17,9 @@ from edgeact.numerics import EXACT_DB, Numerics
 from edgeact.parity import NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
+from edgeact.whitening import Whitening
 
-__all__ = ["descriptor_rows", "placement_in_words", "render", "sustained_in_words", "thinned"]
+__all__ = ["descriptor_rows", "placement_in_words", "render", "sustained_in_words", "thinned", "whitening_rows"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
@@ -56,6 +57,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         training_plot=training_plot(curves),
         sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
         descriptors=[] if report.descriptors is None else descriptor_rows(report.descriptors),
+        whitening=whitening_rows(report.whitening),
         matrix=_matrix(accuracy) if accuracy else None,
         clips=clips,
         clips_left_out=left_out,
@@ -166,6 +168,23 @@ def descriptor_rows(found: Descriptors | NotMeasured) -> list[tuple[str, str, st
         remark = f"in common, 95 % {100 * low:.1f} … {100 * high:.1f}; recall of the nearest {pct(near.recall)}"
         rows.append((f"{near.k} nearest clips" if near.k > 1 else "nearest clip", "", pct(near.agreement), remark))
     return rows
+
+
+def whitening_rows(found: Whitening | NotMeasured | None) -> list[tuple[str, str, str, str]]:
+    """What whitening does for an output in int8: name, whitened, naive, remark."""
+    if found is None:
+        return []
+    if isinstance(found, NotMeasured):
+        return [("whitening", "", "", f"not measured: {found.not_measured}")]
+    first, second = found.cosine
+    rows = [("cosine", f"{first:.6f}", f"{second:.6f}", f"simulated, {found.clips:,} clips; naive in its best range")]
+    if found.k:
+        first, second = found.agreement
+        whitened, naive = ((100 * low, 100 * high) for low, high in found.agreement_ci95)
+        remark = f"in common, 95 % {whitened[0]:.1f} … {whitened[1]:.1f} against {naive[0]:.1f} … {naive[1]:.1f}"
+        rows.append((f"{found.k} nearest clips" if found.k > 1 else "nearest clip", pct(first), pct(second), remark))
+    first, second = found.svm
+    return [*rows, ("linear SVM", pct(first), pct(second), f"reference {pct(found.svm_reference)}")]
 
 
 def sustained_in_words(sustained: Sustained) -> list[str]:

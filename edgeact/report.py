@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._report_page import descriptor_rows, placement_in_words, render, sustained_in_words, thinned
+from edgeact._report_page import (
+    descriptor_rows,
+    placement_in_words,
+    render,
+    sustained_in_words,
+    thinned,
+    whitening_rows,
+)
 from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
@@ -41,6 +48,11 @@ def print_table(report: Report, console: "Console") -> None:
         print_line(console, "✗", failure, "red")
     console.print(_numerics_table(report))
     console.print(_figures_table(report))
+    if rows := whitening_rows(report.whitening):
+        table = new_table("int8 output", "whitened", "naive", "")
+        for row in rows:
+            add_row(table, *row)
+        console.print(table)
     if isinstance(report.sustained, Sustained):
         console.print(_sustained_table(report.sustained))
         for remark in sustained_in_words(report.sustained):
