@@ -1,17 +1,16 @@
 """What the HTML report shows, computed here and laid out by `_report.html`; and how its numbers are written."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
+from edgeact._format import db, mb, pct, signed
+from edgeact._page import render_page
 from edgeact._plots import drop_plot, film_strip, latency_plot, placement_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.descriptor_parity import Descriptors
-from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
 from edgeact.parity import NotMeasured, Report
@@ -34,19 +33,10 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
     Raises:
         MissingDependencyError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as exc:
-        raise MissingDependencyError("jinja2", "report", "an HTML report") from exc
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"pct": pct, "ms": ms, "mb": mb, "db": db, "p": p_value, "signed": signed}
-    environment.filters |= {"threads": thread_count}
     accuracy = report.accuracy if isinstance(report.accuracy, Accuracy) else None
     clips, left_out = _clips(accuracy.flips if accuracy else (), clip_frames)
-    template = environment.from_string(resources.files("edgeact").joinpath("_report.html").read_text("utf-8"))
-    return template.render(
+    return render_page(
+        "_report.html",
         report=report,
         gates=_gates(report),
         rungs=_rungs(report),

@@ -4,7 +4,6 @@ The page needs no network and no script; what it shows of files and labels is es
 anywhere.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
+from edgeact._page import write_page
 from edgeact._report_page import (
     descriptor_rows,
     placement_in_words,
@@ -176,11 +176,4 @@ def write_html(
         MissingDependencyError: jinja2 or matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    page = render(report, clip_frames, curves)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_page(Path(path), render(report, clip_frames, curves))
