@@ -91,7 +91,7 @@ def end_in_descriptor(network: Network, file: str, *, whitened: bool) -> tuple[N
         raise CheckpointError(
             "the checkpoint was trained for int8 with its classes: give the one before, without --qat"
         )
-    facts = {name: getattr(found, name) for name in ("layer", "order", "hop", "videos", "network")}
+    facts = {name: getattr(found, name) for name in ("digest", "layer", "order", "hop", "videos", "network")}
     facts |= {"dims": found.dims, "whitened": whitened, "explained": [float(share) for share in found.explained]}
     ended = replace(
         network,
