@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._film import film_strip
 from edgeact._format import db, mb, pct, signed
 from edgeact._page import render_page
-from edgeact._plots import drop_plot, film_strip, latency_plot, placement_plot, sustained_plot, training_plot
+from edgeact._plots import drop_plot, latency_plot, placement_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.descriptor_parity import Descriptors
 from edgeact.latency import Latency

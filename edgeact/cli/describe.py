@@ -34,6 +34,7 @@ def _network_options(function: Any) -> Any:
             help="Of a video's clips: average-normalize, or normalize-average.",
         ),
         click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used."),
+        click.option("--html", metavar="FILE", help="Write the plot and the table as a page, too."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--quiet", is_flag=True, help="No progress bars."),
         spec_options,
@@ -52,12 +53,14 @@ def command() -> None:
 @_network_options
 @click.option("--dims", type=int, default=10, show_default=True, help="Numbers of the descriptor.")
 @click.option("--out", required=True, metavar="FILE", help="The descriptor, a .safetensors file.")
-def fit(dims: int, out: str, as_json: bool, **given: Any) -> None:
+def fit(dims: int, out: str, html: str | None, as_json: bool, **given: Any) -> None:
     """Fit a descriptor on the training part of labelled videos: PCA of a layer's features.
 
     Features of finished videos are kept in the cache: stopped, it goes on where it was.
     """
     from edgeact import describe
+    from edgeact._describe_page import fit_page
+    from edgeact._page import check_page, write_page
     from edgeact.descriptor import check_order, save_descriptor
 
     describe.require_sklearn()
@@ -66,13 +69,17 @@ def fit(dims: int, out: str, as_json: bool, **given: Any) -> None:
         raise InputError(f"--dims {dims}: a descriptor has at least 1")
     if Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: give a file, such as {Path(out) / f'pca{dims}.safetensors'}")
+    page = None if html is None else check_page(html)
     name, (videos,) = _open(given, "train")
     found = describe.fit(videos, model_name=name, dims=dims, order=order)
     save_descriptor(out, found)
+    if page is not None:
+        write_page(page, fit_page(found, videos.skipped))
     if as_json:
         click.echo(json.dumps(_fitted(found, out, videos.skipped)))
     else:
         _print_fitted(found, out, videos.skipped)
+        _print_path("page", html)
 
 
 def _open(given: dict[str, Any], *splits: Any) -> tuple[str, list[Any]]:
@@ -115,31 +122,41 @@ def _print_fitted(found: "Descriptor", out: str, skipped: list[str]) -> None:
     """The first components, then the last."""
     from rich.console import Console
 
-    from edgeact._format import pct
-    from edgeact._terminal import add_row, new_table, plain, print_line
+    from edgeact._describe_page import VARIANCE_NAMES, variance_rows
+    from edgeact._terminal import add_row, new_table, print_line
 
-    console, table, total = Console(), new_table("component", "variance", "explained", "together"), 0.0
-    for i, (variance, share) in enumerate(zip(found.variances, found.explained, strict=True)):
-        total += float(share)
+    console, table = Console(), new_table(*VARIANCE_NAMES)
+    for i, row in enumerate(variance_rows(found)):
         if i < 10 or i == found.dims - 1:
-            add_row(table, i + 1, f"{variance:.3g}", pct(float(share)), pct(min(total, 1.0)))
+            add_row(table, *row)
     console.print(table)
     what = f"{found.dims} of {len(found.mean)} features: relu of {found.layer} of {found.model}, {found.order}"
     print_line(console, "·", f"{what}; {found.videos} videos of the training part", "dim")
     for line in skipped:
         print_line(console, "·", f"skipped: {line}", "yellow")
-    console.print(f"descriptor  {plain(out)}", soft_wrap=True, highlight=False, markup=False)
+    _print_path("descriptor", out)
+
+
+def _print_path(what: str, path: str | None) -> None:
+    from rich.console import Console
+
+    from edgeact._terminal import plain
+
+    if path is not None:
+        Console().print(f"{what}  {plain(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 @command.command("classify")
 @_network_options
 @click.option("--dims", help="Dimensions to try, with commas.  [default: 2,5,10,20,50,100,500]")
-def classify(dims: str | None, as_json: bool, **given: Any) -> None:
+def classify(dims: str | None, html: str | None, as_json: bool, **given: Any) -> None:
     """Accuracy of a linear SVM on the test part against the numbers kept, beside what knows less.
 
     The PCA and the SVM see the training part alone.
     """
     from edgeact import describe
+    from edgeact._describe_page import curve_page
+    from edgeact._page import check_page, write_page
     from edgeact.descriptor import check_order
     from edgeact.dimensions import DIMENSIONS, accuracy_by_dimensions
 
@@ -148,31 +165,27 @@ def classify(dims: str | None, as_json: bool, **given: Any) -> None:
     if dims is not None and not all(part.isdecimal() and int(part) > 0 for part in dims.split(",")):
         raise InputError(f"--dims {dims!r}: write numbers of at least 1 with commas, as 2,10,50")
     tried = DIMENSIONS if dims is None else tuple(sorted({int(part) for part in dims.split(",")}))
+    page = None if html is None else check_page(html)
     name, (train, test) = _open(given, "train", "test")
     curve = accuracy_by_dimensions(train, test, dims=tried, order=order)
+    if page is not None:
+        write_page(page, curve_page(curve, name))
     if as_json:
         click.echo(json.dumps({"model": name, **curve.to_dict()}))
     else:
         _print_curve(curve, name)
+        _print_path("page", html)
 
 
 def _print_curve(curve: "Curve", model: str) -> None:
     from rich.console import Console
 
-    from edgeact._format import pct
+    from edgeact._describe_page import ROW_NAMES, accuracy_row
     from edgeact._terminal import add_row, new_table, print_line
-    from edgeact.parity import NotMeasured
 
-    console = Console()
-    table = new_table("descriptor", "numbers", "accuracy", "95 % of it", "explained", "paper")
+    console, table = Console(), new_table(*ROW_NAMES)
     for row in curve.rows:
-        paper = "" if row.paper is None else pct(row.paper)
-        if isinstance(row.accuracy, NotMeasured):
-            add_row(table, row.name, row.dims, "–", "", "", paper)
-            continue
-        interval = "" if row.ci95 is None else " … ".join(f"{100 * share:.1f}" for share in row.ci95)
-        explained = "" if row.explained is None else pct(row.explained)
-        add_row(table, row.name, row.dims or "", pct(row.accuracy), interval, explained, paper)
+        add_row(table, *accuracy_row(row))
     console.print(table)
     for remark in curve.remarks(model):
         print_line(console, "·", remark, "dim")
