@@ -231,6 +231,7 @@ def test_int8_is_calibrated_on_features(model: nn.Module, descriptor: Descriptor
     assert found.whitening.clips == found.descriptors.n
     assert found.whitening.cosine[0] == pytest.approx(found.descriptors.cosine, abs=2e-3)
     assert found.whitening.cosine[1] < found.whitening.cosine[0]
+    assert isinstance(found.accuracy, Accuracy)
     assert found.whitening.svm_reference == found.accuracy.top1_reference
     with pytest.raises(InputError, match="keep_float 'auto' judges by classes"):
         export(model, descriptor, videos, tmp_path, precision="int8", int8=Int8(keep_float="auto"))
