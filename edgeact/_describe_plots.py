@@ -28,12 +28,13 @@ def variance_plot(explained: NDArray[np.floating[Any]]) -> str:
     def draw(figure: "Figure", wide: bool) -> None:
         left, right = figure.subplots(*((1, 2) if wide else (2, 1)), squeeze=False).flat
         left.plot(numbers, together, marker=marker, color=ARTIFACT)
-        left.annotate(
-            f"{together[-1]:.1f} %", (numbers[-1], together[-1]), (0, -14), textcoords="offset points", ha="right"
-        )
+        beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "color": INK}
+        left.annotate(f"{together[-1]:.1f} %", (numbers[-1], together[-1]), (0, -14), **beside)
         left.set(ylim=(0, 104))
         left.set_title("Together (% of the variance)", loc="left", color=INK, fontsize=9)
         right.semilogy(numbers, shares, marker=marker, color=ARTIFACT)
+        right.yaxis.set_major_formatter("{x:g}")
+        right.minorticks_off()
         right.set_title("Each (% of the variance, log scale)", loc="left", color=INK, fontsize=9)
         for axes in (left, right):
             axes.set(xlabel="components" if axes is left else "component")
