@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._capture import check_network, eager
 from edgeact.clip import ClipSpec
 from edgeact.data import Split, open_dataset
 from edgeact.descriptor import Descriptor, Examples, Order, Reading, check_order, project
@@ -26,7 +25,19 @@ from edgeact.features import FeatureSet
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LAYER", "ORDER", "Pca", "SvmError", "fit", "fit_pca", "open_features", "require_sklearn", "train_svm"]
+    from edgeact._workers import Elsewhere
+
+__all__ = [
+    "LAYER",
+    "ORDER",
+    "Pca",
+    "SvmError",
+    "fit",
+    "fit_pca",
+    "open_features",
+    "require_sklearn",
+    "train_svm",
+]
 
 LAYER = "fc6"  # of C3D: Tran 2015, section 3.3
 ORDER: Order = "average-normalize"  # the same
@@ -81,28 +92,36 @@ def open_features(
     layer: str = LAYER,
     hop: int | None = None,
     on_corrupt: Literal["skip", "error"] = "error",
+    elsewhere: "Elsewhere | None" = None,
     progress: bool = False,
 ) -> FeatureSet:
     """The features of one part of `data`, to iterate over: relu of `layer`, of clips `hop` sampled frames apart.
 
+    Args:
+        elsewhere: Where other processes or machines compute them; None computes them here.
+
     Raises:
         InputError: `data` is no dataset, or the network has no such layer.
     """
-    from edgeact._feature_layer import feature_network, network_digest
+    from edgeact._capture import check_network
+    from edgeact._feature_layer import feature_extractor, feature_network, network_digest
 
     root = calibration_root(os.fspath(data), _MOTION_VIDEOS, progress=progress)
     dataset = open_dataset(root, split=split)
+    hop = max(1, spec.frames // 2) if hop is None else hop
     check_network(model, spec)
-    network = feature_network(model, spec, layer)
+    features = feature_network(model, spec, layer)
+    network = network_digest(features)
     return FeatureSet(
         dataset,
-        eager(network, spec),
-        network_digest(network),
+        feature_extractor(features, spec),
+        network,
         layer,
         spec,
-        max(1, spec.frames // 2) if hop is None else hop,
+        hop,
         on_corrupt,
         progress=progress,
+        compute=None if elsewhere is None else elsewhere.workers(network, spec, hop),
     )
 
 
