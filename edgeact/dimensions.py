@@ -72,6 +72,7 @@ class Curve:
         """What a reader of the table must know."""
         what = f"linear SVM on relu of {self.layer} of {model}, {self.order}; PCA and SVM trained on "
         remarks = [f"{what}{self.train_videos} videos, judged on {self.test_videos} others of {self.classes} classes"]
+        remarks.append("intervals take videos as independent; where several show one scene, they are wider in truth")
         if not isinstance(self.random_range, NotMeasured):
             low, high = self.random_range
             remarks.append(f"random directions: average of {_RANDOM_SEEDS} seeds, {low:.1%} … {high:.1%}")
