@@ -1,6 +1,7 @@
 """Networks for workers: they are built there by what this module says, without PyTorch."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,14 @@ class Brightness:
     """Means of a clip's frames as features.
 
     Attributes:
-        fault: None; "dies" on a dark clip, as where memory is short; "nan"; "absent" or "other", of the network.
-        mark: A folder that gets a file for each clip, named by its process.
+        fault: What is wrong with it: it gives "nan", is "slow", or is an "absent" network or an "other" one.
+        mark: A folder that gets a file for each process, with a byte for each clip.
+        deadly: The average of the clip that ends the process.
     """
 
     fault: str | None = None
     mark: str | None = None
+    deadly: float | None = None
 
     def build(self) -> tuple[Extract, str]:
         if self.fault == "absent":
@@ -34,8 +37,10 @@ class Brightness:
             if self.mark is not None:
                 with (Path(self.mark) / str(os.getpid())).open("ab") as file:
                     file.write(b".")
-            if self.fault == "dies":
-                os._exit(9)
+            if self.fault == "slow":
+                time.sleep(0.1)
+            if self.deadly is not None and clip.mean() == self.deadly:
+                os._exit(9)  # as where memory is short
             return clip.mean((2, 3, 4), dtype=np.float32) * (np.nan if self.fault == "nan" else 1)
 
         return extract, "1" * 64 if self.fault == "other" else DIGEST
