@@ -5,6 +5,7 @@ those; results come back as they are finished, and a video whose worker was lost
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,7 +28,7 @@ from typing import Any
 from edgeact._feature_job import Job, Recipe, compute, versions_here
 from edgeact.clip import ClipSpec
 from edgeact.data import Sample
-from edgeact.errors import DeviceError, MissingDependencyError, VideoError
+from edgeact.errors import DeviceError, EdgeactError, MissingDependencyError, VideoError
 from edgeact.features import Rows
 
 __all__ = ["Elsewhere", "Place", "Workers", "cluster", "processes"]
@@ -35,7 +36,8 @@ __all__ = ["Elsewhere", "Place", "Workers", "cluster", "processes"]
 _ANSWER_S = 10  # a scheduler that is there answers in well under one
 _AHEAD = 2  # videos of each worker: one it works on, and the next
 
-Place = Callable[[int], AbstractContextManager[tuple[Executor, int]]]  # most videos -> executor, workers
+# Of so many videos at most: an executor, and how many workers it has at the moment.
+Place = Callable[[int], AbstractContextManager[tuple[Executor, Callable[[], int]]]]
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,22 @@ class Workers:
         with self.place(len(waiting)) as (executor, workers):
             waiting.reverse()
             while waiting or pending:
-                while waiting and len(pending) < _AHEAD * workers:
+                while waiting and len(pending) < _AHEAD * max(workers(), 1):
                     sample = waiting.pop()
                     pending[executor.submit(compute, self.job, sample, sample.path.stat().st_size)] = sample
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    yield pending.pop(future), _rows(future)
+                done = wait(pending, _ANSWER_S, FIRST_COMPLETED).done
+                if not done and not workers():
+                    raise DeviceError("no worker is left; what is finished is kept: start some, and run it again")
+                for future in done:
+                    sample = pending.pop(future)
+                    yield sample, _rows(future, sample)
 
 
-def _rows(future: Future[Rows]) -> Iterator[Rows]:
-    """Refused where the video was; what else went wrong is raised at once."""
+def _rows(future: Future[Rows], sample: Sample) -> Iterator[Rows]:
+    """A video that cannot be used is refused where its rows are read; what else went wrong is raised at once."""
     error = future.exception()
+    if type(error).__name__ == "KilledWorker":  # Dask's; a pool of processes ends as a whole
+        raise DeviceError(f"{sample.path}: every worker that computed it died (out of memory?): {error}") from error
     if error is not None and not isinstance(error, VideoError):
         raise error
     return _given(future)
@@ -95,12 +103,15 @@ def processes(count: int) -> Place:
     """
 
     @contextmanager
-    def place(videos: int) -> Iterator[tuple[Executor, int]]:
+    def place(videos: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
         workers, context = min(count, videos), multiprocessing.get_context("spawn")  # forking would copy torch's locks
         watched, held = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(workers, context, initializer=_end_with, initargs=(watched,))
         try:
-            yield pool, workers
+            with _interrupts_held():  # else ^C shows a traceback of every worker that is still importing
+                for _ in range(workers):
+                    pool.submit(_start)
+            yield pool, lambda: workers
         except BaseException as exc:
             held.close()  # ends the workers now, not after their videos
             if isinstance(exc, BrokenExecutor):
@@ -114,6 +125,23 @@ def processes(count: int) -> Place:
             held.close()
 
     return place
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """SIGINT waits until the end of the block, and never reaches processes that are started within."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start() -> None:
+    """What makes the pool start a process."""
 
 
 def _end_with(held_elsewhere: Connection) -> None:
@@ -136,20 +164,16 @@ def cluster(address: str) -> Place:
     """
 
     @contextmanager
-    def place(videos: int) -> Iterator[tuple[Executor, int]]:
+    def place(videos: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
+        client = _connect(address)
         try:
-            from distributed import Client, KilledWorker
-        except ImportError as exc:
-            raise MissingDependencyError("distributed", "dask", "--scheduler") from exc
-        client = _connect(Client, address)
-        try:
-            yield client.get_executor(pure=False), sum(client.nthreads().values())
-        except KilledWorker as exc:
-            raise DeviceError(f"--scheduler {address}: {exc} What is finished is kept.") from exc
+            yield client.get_executor(pure=False), lambda: sum(client.nthreads().values())
+        except EdgeactError:
+            raise
         except (CancelledError, OSError) as exc:
-            if isinstance(exc, OSError) and exc.filename is not None:  # the cache's disk
+            if isinstance(exc, OSError) and exc.filename is not None:  # a file's
                 raise
-            raise DeviceError(f"--scheduler {address}: it is gone ({exc}); what is finished is kept") from exc
+            raise DeviceError(f"--scheduler {address} went away; what is finished is kept: run it again") from exc
         except (ImportError, RuntimeError) as exc:
             raise DeviceError(
                 f"--scheduler {address}: {exc}; its scheduler and workers need this edgeact with its extra dask"
@@ -160,9 +184,14 @@ def cluster(address: str) -> Place:
     return place
 
 
-def _connect(client_type: Any, address: str) -> Any:
+def _connect(address: str) -> Any:
     try:
-        client = client_type(address, timeout=_ANSWER_S, set_as_default=False)
+        from distributed import Client
+    except ImportError as exc:
+        raise MissingDependencyError("distributed", "dask", "--scheduler") from exc
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it would log is raised
+    try:
+        client: Any = Client(address, timeout=_ANSWER_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TypeError) as exc:
         raise DeviceError(
             f"--scheduler {address}: no Dask scheduler answers there within {_ANSWER_S} s ({exc}); `dask scheduler` "

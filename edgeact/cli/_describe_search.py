@@ -27,7 +27,7 @@ __all__ = ["search"]
     "--at", "at_s", type=float, metavar="SECONDS", help="The query's clip at that time.  [default: all of it]"
 )
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits.")
-@click.option("--approximate", is_flag=True, help="Search a graph of neighbours (HNSW): for millions of rows.")
+@click.option("--approximate", is_flag=True, help="Search the nearest cells alone (IVF): for many queries.")
 @click.option("--recall", is_flag=True, help="With --approximate: measure how much of the exact answer it finds.")
 @click.option("--bundle", metavar="DIR", help="Of a query that is a file: the bundle that describes it.")
 @click.option(
