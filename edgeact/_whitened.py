@@ -1,6 +1,5 @@
 """The int8 network of a whitened descriptor, run without its last rounding: see `edgeact.whitening`."""
 
-import copy
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +54,15 @@ def measure_whitening(
 
 
 def _without_last_rounding(network: "GraphModule") -> tuple["GraphModule", Rounding | None]:
-    """A copy that gives what is rounded last, and how it is rounded; None where it is not."""
-    network = copy.deepcopy(network)
-    (output,) = (node for node in network.graph.nodes if node.op == "output")
-    last: Any = output.args[0]
+    """The network that gives what is rounded last, with the same weights, and that rounding, if there is one."""
+    from torch import fx
+
+    graph = fx.Graph()
+    last: Any = graph.graph_copy(network.graph, {})
     last = last[0] if isinstance(last, tuple | list) else last
     if not str(last.target).startswith("quantized_decomposed.dequantize_per_tensor"):
         return network, None
     stored, scale, zero = last.args[:3]
-    last.replace_all_uses_with(stored.args[0])
-    network.graph.eliminate_dead_code()
-    network.recompile()
-    return network, Rounding(float(scale), int(zero))
+    graph.output(stored.args[0])
+    graph.eliminate_dead_code()
+    return fx.GraphModule(network, graph), Rounding(float(scale), int(zero))
