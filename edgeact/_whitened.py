@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_whitening"]
 
-_MOST_CLIPS = 256  # PyTorch simulates int8 more slowly than a device computes it
+_MOST_CLIPS = 128  # PyTorch simulates int8 more slowly than a device computes it
 
 
 def measure_whitening(
