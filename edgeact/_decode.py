@@ -134,8 +134,8 @@ def _open_container(source: str) -> Any:
 
 
 @contextlib.contextmanager
-def open_video(source: str | Path) -> Iterator[Opened]:
-    """Open a video file, URL or camera for decoding.
+def open_video(source: str | Path, *, threads: int = 0) -> Iterator[Opened]:
+    """Open a video file, URL or camera for decoding on so many threads; 0 takes every core.
 
     Raises:
         VideoError: It is missing, empty, no video, or what the body decodes from it fails.
@@ -151,6 +151,7 @@ def open_video(source: str | Path) -> Iterator[Opened]:
         if streams[0].codec_context is None:
             raise VideoError(f"{name}: no decoder for its video stream in this build of FFmpeg")
         streams[0].thread_type = "AUTO"
+        streams[0].codec_context.thread_count = threads
         yield Opened(name, container, streams[0])
 
 

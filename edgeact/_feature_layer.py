@@ -9,14 +9,38 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from edgeact._capture import capture
+from edgeact._capture import capture, eager
 from edgeact.clip import ClipSpec
 from edgeact.descriptor import Descriptor
 from edgeact.errors import CheckpointError, InputError, UnknownNameError
+from edgeact.features import Extract
 
-__all__ = ["DescriptorNetwork", "descriptor_network", "feature_network", "network_digest"]
+__all__ = [
+    "DescriptorNetwork",
+    "described_features",
+    "descriptor_network",
+    "feature_extractor",
+    "feature_network",
+    "network_digest",
+]
+
+
+def feature_extractor(features: fx.GraphModule, spec: ClipSpec) -> Extract:
+    """`features` on clips as they are decoded, on one thread: sums in one order give the same bits in every process."""
+    call = eager(features, spec)
+
+    def extract(clip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return call(clip)
+        finally:
+            torch.set_num_threads(threads)
+
+    return extract
 
 
 def feature_network(model: nn.Module, spec: ClipSpec, layer: str) -> fx.GraphModule:
@@ -120,10 +144,8 @@ class DescriptorNetwork(nn.Module):
         return outputs_Bd
 
 
-def descriptor_network(
-    model: nn.Module, spec: ClipSpec, descriptor: Descriptor, *, whitened: bool = True
-) -> DescriptorNetwork:
-    """`model` cut and ended as `descriptor` says.
+def described_features(model: nn.Module, spec: ClipSpec, descriptor: Descriptor) -> fx.GraphModule:
+    """The `feature_network` of `model` that `descriptor` was fitted with.
 
     Raises:
         CheckpointError: The descriptor is of another network, or of another ClipSpec.
@@ -143,4 +165,15 @@ def descriptor_network(
     width = output.args[0].meta["val"].shape[1]
     if width != len(descriptor.mean):
         raise CheckpointError(f"the descriptor is of {len(descriptor.mean)} features, {descriptor.layer} has {width}")
-    return DescriptorNetwork(features, descriptor, whitened=whitened)
+    return features
+
+
+def descriptor_network(
+    model: nn.Module, spec: ClipSpec, descriptor: Descriptor, *, whitened: bool = True
+) -> DescriptorNetwork:
+    """`model` cut and ended as `descriptor` says.
+
+    Raises:
+        CheckpointError: As `described_features`.
+    """
+    return DescriptorNetwork(described_features(model, spec, descriptor), descriptor, whitened=whitened)

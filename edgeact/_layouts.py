@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from edgeact.errors import InputError
 
-__all__ = ["Entry", "read_entries", "some"]
+__all__ = ["Entry", "read_entries", "some", "video_files"]
 
 _VIDEO_SUFFIXES = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
@@ -55,6 +55,12 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name) for name in names[:most]) + more
+
+
+def video_files(folder: Path) -> list[Path]:
+    """Every video below `folder`, by its suffix and sorted; hidden files are left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in _VIDEO_SUFFIXES and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _read_split_csv(root: Path) -> list[Entry]:
@@ -113,8 +119,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _class_entries(root: Path, folder: Path, split: str) -> list[Entry]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _VIDEO_SUFFIXES and path.is_file())
-    files = [path for path in files if not path.name.startswith(".")]
+    files = video_files(folder)
     if not files:
         raise InputError(f"{folder}: the class {folder.name!r} has no clips; add videos or remove the folder")
     ids = [path.relative_to(root).as_posix() for path in files]

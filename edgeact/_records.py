@@ -21,6 +21,7 @@ from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
 from edgeact.runtime import Runner, emulation_of, needs_engine
 from edgeact.targets import Request, Target, get_target
+from edgeact.whitening import Whitening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,6 +91,7 @@ def make_report(
     files: dict[str, Any],
     out: Path,
     notes: tuple[str, ...],
+    whitening: Whitening | NotMeasured | None = None,
 ) -> Report:
     """What was measured, and the verdict, which says where in `out` the bundle will be."""
     accuracy: Accuracy | NotMeasured
@@ -125,6 +127,7 @@ def make_report(
         environment=describe_environment(),
         date=today(),
         descriptors=descriptors,
+        whitening=whitening,
     )
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._capture import check_network, eager
 from edgeact.clip import ClipSpec
 from edgeact.data import Split, open_dataset
 from edgeact.descriptor import Descriptor, Examples, Order, Reading, check_order, project
@@ -26,7 +25,19 @@ from edgeact.features import FeatureSet
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LAYER", "ORDER", "Pca", "SvmError", "fit", "fit_pca", "open_features", "require_sklearn", "train_svm"]
+    from edgeact._workers import Elsewhere
+
+__all__ = [
+    "LAYER",
+    "ORDER",
+    "Pca",
+    "SvmError",
+    "fit",
+    "fit_pca",
+    "open_features",
+    "require_sklearn",
+    "train_svm",
+]
 
 LAYER = "fc6"  # of C3D: Tran 2015, section 3.3
 ORDER: Order = "average-normalize"  # the same
@@ -81,28 +92,36 @@ def open_features(
     layer: str = LAYER,
     hop: int | None = None,
     on_corrupt: Literal["skip", "error"] = "error",
+    elsewhere: "Elsewhere | None" = None,
     progress: bool = False,
 ) -> FeatureSet:
     """The features of one part of `data`, to iterate over: relu of `layer`, of clips `hop` sampled frames apart.
 
+    Args:
+        elsewhere: Where other processes or machines compute them; None computes them here.
+
     Raises:
         InputError: `data` is no dataset, or the network has no such layer.
     """
-    from edgeact._feature_layer import feature_network, network_digest
+    from edgeact._capture import check_network
+    from edgeact._feature_layer import feature_extractor, feature_network, network_digest
 
     root = calibration_root(os.fspath(data), _MOTION_VIDEOS, progress=progress)
     dataset = open_dataset(root, split=split)
+    hop = max(1, spec.frames // 2) if hop is None else hop
     check_network(model, spec)
-    network = feature_network(model, spec, layer)
+    features = feature_network(model, spec, layer)
+    network = network_digest(features)
     return FeatureSet(
         dataset,
-        eager(network, spec),
-        network_digest(network),
+        feature_extractor(features, spec),
+        network,
         layer,
         spec,
-        max(1, spec.frames // 2) if hop is None else hop,
+        hop,
         on_corrupt,
         progress=progress,
+        compute=None if elsewhere is None else elsewhere.workers(network, spec, hop),
     )
 
 
@@ -127,6 +146,7 @@ def fit(videos: FeatureSet, *, model_name: str, dims: int = 10, order: str = ORD
     if dims < 1:
         raise InputError(f"dims is {dims}: a descriptor has at least 1")
     _check_count(len(videos.dataset.samples), dims)
+    _check_classes(np.array([sample.label for sample in videos.dataset.samples]))  # before hours of work
     pca = fit_pca((video.average for video in videos), dims)
     reading, found, labels = Reading(order=order, scale=np.ones(dims)), [], []
     for video in videos:  # once more, from the cache
@@ -218,6 +238,14 @@ def _batches(rows: Iterable[NDArray[np.float64]], size: int) -> Iterator[NDArray
         yield np.stack(pending)
 
 
+def _check_classes(labels_N: NDArray[Any]) -> NDArray[Any]:
+    """The classes that there are, of which a classifier needs two."""
+    present: NDArray[Any] = np.unique(labels_N)
+    if len(present) < 2:
+        raise SvmError(f"{len(labels_N)} videos of one class: a classifier needs two")
+    return present
+
+
 def train_svm(
     descriptors_Nd: NDArray[Any], labels_N: NDArray[np.int64], classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -228,9 +256,7 @@ def train_svm(
     """
     from sklearn.svm import LinearSVC
 
-    present = np.unique(labels_N)
-    if len(present) < 2:
-        raise SvmError(f"{len(labels_N)} videos of one class: a classifier needs two")
+    present = _check_classes(labels_N)
     model = LinearSVC(C=1.0, dual=False, random_state=0, max_iter=10_000).fit(descriptors_Nd, labels_N)
     rows, offsets = model.coef_, np.atleast_1d(model.intercept_)
     if len(present) == 2:  # one row, of the second against the first

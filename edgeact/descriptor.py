@@ -12,6 +12,7 @@ Shapes: N videos or clips, D features, d dimensions, K classes.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import zipfile
@@ -186,6 +187,14 @@ class Descriptor:
     def dims(self) -> int:
         """Numbers d of a descriptor."""
         return len(self.components)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what its numbers depend on: descriptors compare where it is the same."""
+        digest = hashlib.sha256(json.dumps([self.network, self.order, self.hop, self.spec.to_dict()]).encode())
+        for array in (self.components, self.mean):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @property
     def deviations(self) -> NDArray[np.float64]:

@@ -13,8 +13,10 @@ EdgeactError
 └── ToolchainError (RuntimeError)      a vendor's converter or runtime failed
 """
 
+import copyreg
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "BundleError",
@@ -33,6 +35,10 @@ __all__ = [
 
 class EdgeactError(Exception):
     """Anything edgeact reports on purpose; the message is one line a user can act on."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The class and the message: what crosses from one process to another."""
+        return copyreg.__newobj__, (type(self), str(self))  # type: ignore[attr-defined]
 
 
 class InputError(EdgeactError, ValueError):

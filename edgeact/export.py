@@ -34,6 +34,7 @@ from edgeact._records import (
     make_report,
 )
 from edgeact._vendor_compiler import Compilation
+from edgeact._whitened import measure_whitening
 from edgeact.bundle import (
     Bundle,
     create_bundle,
@@ -57,6 +58,7 @@ from edgeact.quantize.options import Int8
 from edgeact.runtime import Runner, compile_engine, emulation_of, load_runner, needs_engine, sample_of
 from edgeact.runtime._memory import peak_memory_mb
 from edgeact.targets import Request, check_form, check_options, check_precision, get_target
+from edgeact.whitening import Whitening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -245,6 +247,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
         notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy),
+        whitening=None if int8 is None else _whitening(job, int8.network, reference),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))
@@ -274,6 +277,16 @@ def _ladder(
     if job.described is None:
         return ladder(rungs, reference.truth[rows])
     return ladder(rungs, answers=nearest_clip(job.described.reading))
+
+
+def _whitening(job: Job, network: "GraphModule", reference: Outputs) -> Whitening | NotMeasured | None:
+    """What whitening does for an output in int8; None of a network that classifies."""
+    if job.described is None:
+        return None
+    if (kind := job.asked.options.get("activations", "int8")) != "int8":
+        return NotMeasured(f"activations are {kind}: int8 rounds no output")
+    assert job.target.scheme is not None, "a target with int8 has a scheme"
+    return measure_whitening(network, job.evaluation, reference, job.described, symmetric=job.target.scheme.symmetric)
 
 
 @contextmanager

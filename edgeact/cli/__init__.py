@@ -14,7 +14,7 @@ import click
 
 from edgeact.errors import EdgeactError, UnknownNameError
 
-__all__ = ["main"]
+__all__ = ["interrupt_heard", "main"]
 
 _INTERRUPT_AGAIN_S = 3.0  # longer than cleaning up takes
 _VERBS = ("check", "compile", "describe", "diff", "export", "models", "run", "targets", "train", "validate")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as exc:
         _fail(exc.format_message())
     except (KeyboardInterrupt, click.Abort):
-        _repeat_interrupt(0)
+        interrupt_heard()
         _fail("interrupted: nothing half-written was left behind")
     except EdgeactError as exc:
         _fail(str(exc))
@@ -82,6 +82,11 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     # Python drops what a destructor or weakref callback raises, and torch runs many of them: ask again until heard.
     _repeat_interrupt(_INTERRUPT_AGAIN_S)
     raise KeyboardInterrupt
+
+
+def interrupt_heard() -> None:
+    """The interrupt that was raised is acted upon: it is not repeated."""
+    _repeat_interrupt(0)
 
 
 def _repeat_interrupt(seconds: float) -> None:

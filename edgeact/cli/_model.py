@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgeact.descriptor import Described
     from edgeact.models._public import PublicWeights
 
-__all__ = ["Network", "end_in_descriptor", "find_network", "require_torch"]
+__all__ = ["Network", "count_classes", "end_in_descriptor", "find_network", "require_torch"]
 
 
 _KINETICS = 400  # classes
@@ -52,17 +52,17 @@ def find_network(
     checkpoint: str | None,
     options: dict[str, Any],
     num_classes: int | None,
-    data: str | None,
-    given: dict[str, Any],
+    data: str | int | None,
+    given: dict[str, Any] | ClipSpec,
     base: ClipSpec | None = None,
     progress: bool = False,
 ) -> Network:
     """The network that `--model` and `--checkpoint` name; without either, the packaged checkpoint.
 
     Args:
-        data: Labelled videos, whose classes are counted where the weights and `num_classes` leave that open; None
-            takes Kinetics' 400.
-        given: The command's remaining options; those of the ClipSpec are taken out.
+        data: Labelled videos, whose classes are counted where the weights and `num_classes` leave that open, or their
+            number; None takes Kinetics' 400.
+        given: The command's remaining options; those of the ClipSpec are taken out. Or the ClipSpec itself.
         base: ClipSpec of a network without a checkpoint; the paper's by default.
 
     Raises:
@@ -91,7 +91,7 @@ def end_in_descriptor(network: Network, file: str, *, whitened: bool) -> tuple[N
         raise CheckpointError(
             "the checkpoint was trained for int8 with its classes: give the one before, without --qat"
         )
-    facts = {name: getattr(found, name) for name in ("layer", "order", "hop", "videos", "network")}
+    facts = {name: getattr(found, name) for name in ("digest", "layer", "order", "hop", "videos", "network")}
     facts |= {"dims": found.dims, "whitened": whitened, "explained": [float(share) for share in found.explained]}
     ended = replace(
         network,
@@ -127,7 +127,7 @@ def _trained(
     name: str | None,
     options: dict[str, Any],
     num_classes: int | None,
-    given: dict[str, Any],
+    given: dict[str, Any] | ClipSpec,
 ) -> Network:
     from edgeact.models import build_model
 
@@ -147,9 +147,14 @@ def _trained(
     return Network(model, *given_by, notes=changed, quantized=checkpoint.quantized)
 
 
-def _classes(data: str | None, num_classes: int | None, progress: bool) -> int | None:
+def _classes(data: str | int | None, num_classes: int | None, progress: bool) -> int | None:
     if num_classes is not None or data is None:
         return num_classes
+    return data if isinstance(data, int) else count_classes(data, progress=progress)
+
+
+def count_classes(data: str, *, progress: bool = False) -> int:
+    """How many classes labelled videos have."""
     return len(open_dataset(dataset_root(data, progress=progress), split="all").labels)
 
 
@@ -163,8 +168,8 @@ def _untrained(
     name: str,
     options: dict[str, Any],
     num_classes: int | None,
-    data: str | None,
-    given: dict[str, Any],
+    data: str | int | None,
+    given: dict[str, Any] | ClipSpec,
     base: ClipSpec | None,
     progress: bool,
 ) -> Network:
@@ -183,8 +188,8 @@ def _public(
     name: str | None,
     options: dict[str, Any],
     num_classes: int | None,
-    data: str | None,
-    given: dict[str, Any],
+    data: str | int | None,
+    given: dict[str, Any] | ClipSpec,
     progress: bool,
 ) -> Network:
     """Plain weights: a user's own state dict, or a public checkpoint whose names are converted.
@@ -233,7 +238,7 @@ def _converted(
     options: dict[str, Any],
     weights: "PublicWeights",
     num_classes: int | None,
-    given: dict[str, Any],
+    given: dict[str, Any] | ClipSpec,
 ) -> Network:
     from edgeact.models import build_model, options_for_spec
     from edgeact.models._public import load_public_

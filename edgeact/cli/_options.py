@@ -115,8 +115,10 @@ gate_options = _apply(
 )
 
 
-def make_spec(base: ClipSpec, given: dict[str, Any]) -> ClipSpec:
-    """`base` with what the command line gave; takes the `spec_options` out of `given`."""
+def make_spec(base: ClipSpec, given: dict[str, Any] | ClipSpec) -> ClipSpec:
+    """`base` with what the command line gave; takes the `spec_options` out of `given`. A ClipSpec is the answer."""
+    if isinstance(given, ClipSpec):
+        return given
     names = {"frames": "frames", "stride": "frame_stride", "fps": "sample_fps", "short_side": "short_side"}
     fields = base.to_dict()
     taken = {option: given.pop(option) for option in ("frames", "stride", "fps", "short_side", "crop", "mean", "std")}

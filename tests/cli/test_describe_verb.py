@@ -18,6 +18,7 @@ from edgeact.descriptor import load_descriptor
 from edgeact.errors import CheckpointError
 
 TINY = ("--model", "c3d", "--option", "width=0.125", "--short-side", "18", "--crop", "16", "--quiet")
+HERE = (*TINY, "--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,16 @@ def run(capsys: pytest.CaptureFixture[str]):
 
 def test_fit_writes_the_descriptor_and_reports_what_it_keeps(run, videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "pca2.safetensors"
-    status, said, _ = run("describe", "fit", "--data", videos, *TINY, "--dims", 2, "--out", out, "--json")
+    status, said, _ = run("describe", "fit", "--data", videos, *HERE, "--dims", 2, "--out", out, "--json")
     assert status == 0
     told, found = json.loads(said), load_descriptor(out)
     assert told["explained"] == [float(share) for share in found.explained]
     assert told["videos"] == found.videos == 9
     assert (told["model"], told["layer"], told["hop"], told["skipped"]) == ("c3d", "fc6", 8, [])
-    status, said, _ = run("describe", "fit", "--data", videos, *TINY, "--dims", 2, "--out", out)
+    page = ("--html", tmp_path / "fit.htm")
+    status, said, _ = run("describe", "fit", "--data", videos, *HERE, "--dims", 2, "--out", out, *page)
     assert status == 0
+    assert "Explained variance" in page[1].read_text()
     assert "explained" in said
     assert "2 of 512 features: relu of fc6" in " ".join(said.split())
 
@@ -64,7 +67,7 @@ def test_fit_writes_the_descriptor_and_reports_what_it_keeps(run, videos: Path, 
 def test_fit_lists_what_it_skips(run, tmp_path: Path) -> None:
     videos = write_long_videos(tmp_path / "videos", train=3, test=1, frames=16)
     (videos / "down" / "01.mp4").write_bytes(b"nothing")
-    arguments = ("describe", "fit", "--data", videos, *TINY, "--dims", 2, "--out", tmp_path / "pca.safetensors")
+    arguments = ("describe", "fit", "--data", videos, *HERE, "--dims", 2, "--out", tmp_path / "pca.safetensors")
     status, _, said = run(*arguments)
     assert status == 2
     assert "01.mp4" in said
@@ -82,28 +85,32 @@ def test_fit_lists_what_it_skips(run, tmp_path: Path) -> None:
         (("--layer", "fc66"), "unknown feature layer 'fc66': did you mean 'fc6'?"),
         (("--order", "average"), "unknown order 'average'"),
         (("--out", "."), "--out . is a folder"),
+        (("--html", "."), "--html . is a folder"),
     ],
 )
 def test_fit_refuses_in_one_line(run, videos: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     out = tmp_path / "pca.safetensors"
-    status, _, said = run("describe", "fit", "--data", videos, *TINY, "--out", out, *arguments)
+    status, _, said = run("describe", "fit", "--data", videos, *HERE, "--out", out, *arguments)
     assert status == 2
     assert said.startswith("error: ")
     assert message in said
     assert not out.exists()
 
 
-def test_classify_compares_dimensions(run, videos: Path) -> None:
-    status, said, _ = run("describe", "classify", "--data", videos, *TINY, "--dims", "2,50", "--json")
+def test_classify_compares_dimensions(run, videos: Path, tmp_path: Path) -> None:
+    status, said, _ = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,50", "--json")
     assert status == 0
     rows = json.loads(said)["rows"]
     assert [(row["name"], row["dims"]) for row in rows[:3]] == [("PCA", 2), ("PCA", 50), ("all features", 512)]
     assert "not_measured" in rows[1]["accuracy"]
-    status, said, _ = run("describe", "classify", "--data", videos, *TINY, "--dims", "2,50")
+    page = tmp_path / "curve.html"
+    status, said, _ = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,50", "--html", page)
     assert status == 0
+    assert "paper (other data)" in page.read_text()
+    assert str(page) in "".join(said.split())
     for word in ("all features", "random", "commonest class", "chance", "not measured"):
         assert word in said
-    status, _, said = run("describe", "classify", "--data", videos, *TINY, "--dims", "2,x")
+    status, _, said = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,x")
     assert status == 2
     assert "--dims '2,x'" in said
 
@@ -114,7 +121,7 @@ def test_export_ends_in_the_descriptor(run, videos: Path, tmp_path: Path) -> Non
     save_file(edgeact.create_model("c3d", num_classes=3, width=0.125, input_size=[16, 16, 16]).state_dict(), weights)
     tiny = (*TINY, "--checkpoint", weights, "--data", videos, "--option", "source=edgeact")
     pca, out = tmp_path / "pca2.safetensors", tmp_path / "bundles"
-    status, _, said = run("describe", "fit", *tiny, "--dims", 2, "--out", pca)
+    status, _, said = run("describe", "fit", *tiny, "--workers", 1, "--dims", 2, "--out", pca)
     assert status == 0, said
     export = ("export", "--target", "openvino", "--threads", 1, "--rounds", 1, "--out", out, *tiny)
     status, said, _ = run(*export, "--descriptor", pca, "--json")
@@ -141,6 +148,6 @@ def test_export_ends_in_the_descriptor(run, videos: Path, tmp_path: Path) -> Non
 def test_a_checkpoint_trained_for_int8_has_no_descriptor(run, videos: Path, tmp_path: Path) -> None:
     network = Network(torch.nn.Identity(), "c3d", {}, ClipSpec(), None, {}, quantized=object())
     pca = tmp_path / "pca2.safetensors"
-    assert run("describe", "fit", "--data", videos, *TINY, "--dims", 2, "--out", pca)[0] == 0
+    assert run("describe", "fit", "--data", videos, *HERE, "--dims", 2, "--out", pca)[0] == 0
     with pytest.raises(CheckpointError, match="trained for int8 with its classes"):
         end_in_descriptor(network, str(pca), whitened=True)
