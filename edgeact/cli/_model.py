@@ -1,5 +1,6 @@
 """Which network a command means: a checkpoint, public weights, a registered name, or a user's factory."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from edgeact.descriptor import Described
     from edgeact.models._public import PublicWeights
 
-__all__ = ["Network", "count_classes", "end_in_descriptor", "find_network", "require_torch"]
+__all__ = ["Network", "before_descriptor", "count_classes", "end_in_descriptor", "find_network", "require_torch"]
 
 
 _KINETICS = 400  # classes
@@ -75,6 +76,29 @@ def find_network(
     if file.suffix in {".pt", ".pth", ".tar", ".bin"} or (name is not None and _plain_safetensors(file)):
         return _public(file, name, options, num_classes, data, given, progress)
     return _trained(load_checkpoint(file), file, name, options, num_classes, given)
+
+
+def before_descriptor(name: str | None, file: str | None) -> str | None:
+    """The network that is to end in the descriptor in `file`: c3d of c3d_pca10; any other name as it is.
+
+    Raises:
+        InputError: The name has a descriptor, and no file was given, or one of other dimensions.
+        CheckpointError: The file is no descriptor.
+    """
+    from edgeact.descriptor import load_descriptor
+
+    parts = re.fullmatch(r"(\w+)_pca(\d+)", name or "")
+    if parts is None:
+        return name
+    network, dims = parts[1], int(parts[2])
+    if file is None:
+        raise InputError(
+            f"{name} is {network} that ends in {dims} numbers, which are fitted first: `edgeact describe fit --model "
+            f"{network} --dims {dims} --out pca{dims}.safetensors …`, then --descriptor pca{dims}.safetensors"
+        )
+    if (found := load_descriptor(file).dims) != dims:
+        raise InputError(f"--model {name} asks for {dims} numbers, and {file} has {found}: correct one of them")
+    return network
 
 
 def end_in_descriptor(network: Network, file: str, *, whitened: bool) -> tuple[Network, "Described"]:

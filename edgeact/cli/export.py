@@ -69,7 +69,7 @@ def command(
     Exits with 1 when the exported model falls short of a gate: the bundle is kept as NAME-failed beside an older one
     that held, and its report says why.
     """
-    from edgeact.cli._model import end_in_descriptor, find_network
+    from edgeact.cli._model import before_descriptor, end_in_descriptor, find_network
     from edgeact.errors import InputError
     from edgeact.evaluate import MOTION
     from edgeact.export import export
@@ -87,7 +87,7 @@ def command(
     gates = Gates.defaults(precision) if descriptor is None else Gates.for_descriptors(precision)
     gates = make_gates(gates, given)
     network = find_network(
-        name=given.pop("model"),
+        name=before_descriptor(given.pop("model"), descriptor),
         checkpoint=given.pop("checkpoint"),
         options=parse_options(given.pop("model_options")),
         num_classes=given.pop("num_classes"),

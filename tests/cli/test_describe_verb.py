@@ -124,7 +124,7 @@ def test_export_ends_in_the_descriptor(run, videos: Path, tmp_path: Path) -> Non
     status, _, said = run("describe", "fit", *tiny, "--workers", 1, "--dims", 2, "--out", pca)
     assert status == 0, said
     export = ("export", "--target", "openvino", "--threads", 1, "--rounds", 1, "--out", out, *tiny)
-    status, said, _ = run(*export, "--descriptor", pca, "--json")
+    status, said, _ = run(*export, "--model", "c3d_pca2", "--descriptor", pca, "--json")
     report = json.loads(said)
     assert (status, report["model"], report["held"]) == (0, "c3d_pca2", True)
     assert report["descriptors"]["cosine"] > 0.9999
@@ -139,6 +139,8 @@ def test_export_ends_in_the_descriptor(run, videos: Path, tmp_path: Path) -> Non
         (("--unwhitened",), "give --descriptor FILE too"),
         (("--descriptor", weights), "holds tensors but no descriptor"),
         (("--descriptor", pca, "--mean", "0.5,0.5,0.5"), "the descriptor was fitted with mean"),
+        (("--model", "c3d_pca2"), "fitted first: `edgeact describe fit --model c3d --dims 2 --out pca2.safetensors"),
+        (("--model", "c3d_pca10", "--descriptor", pca), "asks for 10 numbers, and"),
     ):
         status, _, said = run(*export, *arguments)
         assert status == 2
