@@ -62,7 +62,7 @@ class EthosU(Target):
         left = ", ".join(f"{count} {op}" for op, count in moved.items())
         return (
             f"estimated, not measured: {estimate}",
-            "model_vela.tflite gives int8 logits: logit = scale * (value - zero point), of its output tensor",
+            "model_vela.tflite gives int8: output = scale * (value - zero point), of its output tensor",
             *((f"ops that move data stay on the CPU, and cut the network into parts: {left}",) if left else ()),
         )
 
