@@ -35,6 +35,7 @@ __all__ = [
     "Order",
     "Reading",
     "blocks",
+    "check_descriptor_path",
     "check_order",
     "load_descriptor",
     "project",
@@ -218,6 +219,21 @@ def project(features_ND: NDArray[Any], components_dD: NDArray[Any], mean_D: NDAr
     """PCA coordinates `[N, d]`."""
     coordinates: NDArray[np.float64] = (np.asarray(features_ND, np.float64) - mean_D) @ components_dD.T
     return coordinates
+
+
+def check_descriptor_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse a file that `save_descriptor` could not write, before hours of work.
+
+    Raises:
+        InputError: It is a folder, or its folder cannot be written to, or made.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give a file, such as {file / 'pca10.safetensors'}")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{file}: {folder} " + ("cannot be written to" if folder.is_dir() else "is no folder"))
+    return file
 
 
 def save_descriptor(path: str | os.PathLike[str], descriptor: Descriptor) -> None:

@@ -58,6 +58,7 @@ class Query:
         descriptor: `[d]`.
         own: Rows of the table that are the query itself, and so no hits.
         label: Its class, where that is known.
+        computed_by: What described it, where it is not of the table.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Query:
     descriptor: NDArray[np.float64]
     own: frozenset[int] = frozenset()
     label: str | None = None
+    computed_by: str | None = None
 
 
 class Index:

@@ -121,7 +121,7 @@ def _described(
     own, other = table.fields, describer.fields
     for name in ("dims", "network", "descriptor", "order", "spec"):
         if getattr(own, name) != getattr(other, name):
-            one, two = (str(getattr(fields, name))[:64] for fields in (own, other))
+            one, two = (_shortened(getattr(fields, name)) for fields in (own, other))
             raise CheckpointError(
                 f"{index_file} holds descriptors of another {name}: {one}, what describes {file} has {two}; give what "
                 "the index was extracted with, or extract it again"
@@ -130,7 +130,13 @@ def _described(
     described = extract_videos(seen, describer, per=own.per)
     query = query_of_id(described, described.ids[0], at_s=at_s)
     same = {row for row, id in enumerate(table.ids) if own.root is not None and Path(own.root, id) == file.resolve()}
-    return dataclasses.replace(query, id=file.name, own=frozenset(same))
+    label = table.labels[min(same)] if same and table.labels is not None else None
+    return dataclasses.replace(query, id=file.name, own=frozenset(same), label=label, computed_by=other.computed_by)
+
+
+def _shortened(value: object) -> str:
+    """Digests are told by their first digits."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _notes(
@@ -139,6 +145,8 @@ def _notes(
     notes = []
     if len(hits) < k:
         notes.append(f"{k} hits were asked for, and the index has {len(hits)} beside the query")
+    if query.computed_by not in (None, table.fields.computed_by):
+        notes.append(f"the query is described by {query.computed_by}, the index by {table.fields.computed_by}")
     if overlapping:
         notes.append(f"{overlapping} rows that overlap the query or a better hit are left out")
     if index.approximate:
