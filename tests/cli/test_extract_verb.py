@@ -133,6 +133,23 @@ def test_processes_compute_the_same_bits(run: Run, made: Made, tmp_path: Path, m
     assert _same(read_table(tmp_path / "c.npz"), read_table(tmp_path / "d.npz"))
 
 
+def test_a_cluster_fits_and_extracts_the_same_bits(
+    run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    assert run(made.videos, *made.by_network, "--out", tmp_path / "a.npz")[0] == 0
+    monkeypatch.setenv("EDGEACT_CACHE", str(tmp_path / "cache"))
+    here = {"processes": False, "protocol": "tcp://", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, threads_per_worker=2, **here) as dask:
+        there = ("--scheduler", dask.scheduler_address)
+        fit = ("describe", "fit", *made.network, "--data", made.videos, "--short-side", 18, "--crop", 16, *there)
+        assert _call(*fit, "--dims", DIMS, "--out", tmp_path / "pca.safetensors", "--quiet") == 0
+        assert (tmp_path / "pca.safetensors").read_bytes() == made.pca.read_bytes()
+        assert run(made.videos, *made.by_network[:-2], *there, "--out", tmp_path / "b.npz")[0] == 0
+        assert _same(read_table(tmp_path / "a.npz"), read_table(tmp_path / "b.npz"))
+
+
 def test_lists_and_single_videos_have_ids_of_their_own(run: Run, made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.videos, tmp_path / "v")
     shutil.copy(made.videos / "still" / "00.mp4", tmp_path / "v" / "unlisted.mp4")
