@@ -366,7 +366,7 @@ def test_what_is_no_descriptor_is_refused(tmp_path: Path, descriptor: Descriptor
     with pytest.raises(CheckpointError, match="is a folder"):
         load_descriptor(tmp_path)
     (tmp_path / "text").write_text("import os")
-    with pytest.raises(CheckpointError, match=r"no descriptor.*edgeact describe fit"):
+    with pytest.raises(CheckpointError, match=r"not a descriptor.*edgeact describe fit"):
         load_descriptor(tmp_path / "text")
     save_file({"mean": np.ones(3)}, tmp_path / "plain")
     with pytest.raises(CheckpointError, match="tensors but no descriptor"):
