@@ -144,7 +144,7 @@ def _notes(
 ) -> list[str]:
     notes = []
     if len(hits) < k:
-        notes.append(f"{k} hits were asked for, and the index has {len(hits)} beside the query")
+        notes.append(f"{k} hits were asked for, and there are {len(hits)} distinct moments beside the query")
     if query.computed_by not in (None, table.fields.computed_by):
         notes.append(f"the query is described by {query.computed_by}, the index by {table.fields.computed_by}")
     if overlapping:

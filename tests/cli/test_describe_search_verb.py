@@ -64,7 +64,7 @@ def test_hits_are_printed_and_told_as_json(run, index: Path) -> None:
     assert "among 20 clips of 5 videos" in said
     status, said, _ = run("describe", "search", "a/00.mp4", "--index", index, "-k", 99)
     assert status == 0
-    assert "99 hits were asked for, and the index has 8 beside the query" in " ".join(said.split())
+    assert "99 hits were asked for, and there are 8 distinct moments beside the query" in " ".join(said.split())
 
 
 def test_what_an_approximate_search_loses_is_told_on_request(run, index: Path) -> None:
