@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ def test_a_folder_gives_a_row_for_each_clip_or_video(run: Run, made: Made, tmp_p
         assert (whole.start_s[row], whole.end_s[row]) == (times[0, 0], times[-1, 1])
 
 
-def test_a_bundle_computes_the_same_without_pytorch(run: Run, made: Made, tmp_path: Path) -> None:
+def test_a_bundle_computes_the_same(run: Run, made: Made, tmp_path: Path) -> None:
     assert run(made.videos, *made.by_network, "--out", tmp_path / "a.npz")[0] == 0
     status, said, _ = run(made.videos, "--bundle", made.bundle, "--workers", 1, "--out", tmp_path / "b.npz")
     assert status == 0
@@ -122,6 +123,20 @@ def test_a_bundle_computes_the_same_without_pytorch(run: Run, made: Made, tmp_pa
     ours, theirs = read_table(tmp_path / "a.npz"), read_table(tmp_path / "b.npz")
     np.testing.assert_allclose(ours.descriptors, theirs.descriptors, atol=2e-4)
     assert ours.fields.to_dict() | {"computed_by": "openvino fp32"} == theirs.fields.to_dict()
+
+
+def test_a_device_needs_numpy_and_its_runtime_alone(made: Made, tmp_path: Path) -> None:
+    absent = ("torch", "safetensors", "sklearn", "pyarrow", "distributed", "jinja2", "matplotlib", "PIL", "onnx")
+    blocked = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+    program = blocked + "from edgeact.cli import main\nmain(sys.argv[1:])"
+    extract = ("describe", "extract", made.videos, "--bundle", made.bundle, "--workers", 1, "--quiet", "--out")
+    command = [sys.executable, "-c", program, *map(str, extract)]
+    done = subprocess.run([*command, tmp_path / "t.npz"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(set(read_table(tmp_path / "t.npz").ids)) == 15
+    done = subprocess.run([*command, tmp_path / "t.parquet"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "a file .parquet, not .npz, needs pyarrow" in done.stderr
 
 
 def test_processes_compute_the_same_bits(run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
