@@ -76,6 +76,7 @@ class Index:
     Args:
         descriptors_Nd: Of any length; their directions count.
         approximate: In cells around √N means (faiss's IVF: Jégou 2011), of which the nearest 1/32 are searched.
+            Hundreds of numbers without structure spread over more cells than that: `recall` tells.
 
     Raises:
         MissingDependencyError: faiss is not installed.
@@ -92,6 +93,7 @@ class Index:
             self._index = faiss.IndexIVFFlat(exact, dims, self._cells, faiss.METRIC_INNER_PRODUCT)
             self._means = exact  # faiss holds no reference of its own
             self._index.cp.max_points_per_centroid = _SAMPLED_PER_CELL
+            self._index.cp.min_points_per_centroid = 1  # a warning of faiss for a few rows, which are one cell here
             self._index.train(self._rows_Nd)
         self._index.add(self._rows_Nd)
 

@@ -129,9 +129,19 @@ def _described(
     seen = open_videos(find_videos(file), describer, hop=own.hop, progress=progress)
     described = extract_videos(seen, describer, per=own.per)
     query = query_of_id(described, described.ids[0], at_s=at_s)
-    same = {row for row, id in enumerate(table.ids) if own.root is not None and Path(own.root, id) == file.resolve()}
+    same = _rows_of(table, file)
     label = table.labels[min(same)] if same and table.labels is not None else None
-    return dataclasses.replace(query, id=file.name, own=frozenset(same), label=label, computed_by=other.computed_by)
+    return dataclasses.replace(query, id=file.name, own=same, label=label, computed_by=other.computed_by)
+
+
+def _rows_of(table: "Table", file: Path) -> frozenset[int]:
+    """Those of the index that are of this very file."""
+    if table.fields.root is None:
+        return frozenset()
+    root = Path(table.fields.root)
+    paths = (path for path in (file.absolute(), file.resolve()) if path.is_relative_to(root))
+    ids = {path.relative_to(root).as_posix() for path in paths}
+    return frozenset(row for row, id in enumerate(table.ids) if id in ids)
 
 
 def _shortened(value: object) -> str:
