@@ -114,11 +114,13 @@ class Index:
         return cosines, rows
 
     def recall(self, k: int, seed: int = 0) -> float:
-        """Share of the exact k nearest that this index finds, of up to a thousand of its own rows, drawn at random."""
+        """Share of the exact k nearest others that this finds, of up to a thousand of its rows drawn at random."""
         chosen = np.random.default_rng(seed).choice(len(self), min(_RECALL_QUERIES, len(self)), replace=False)
-        queries = self._rows_Nd[np.sort(chosen)]
-        exact, found = Index(self._rows_Nd).nearest(queries, k)[1], self.nearest(queries, k)[1]
-        return float((exact[:, :, None] == found[:, None, :]).any(2).mean())
+        queries = self._rows_Nd[chosen]
+        exact, found = (index.nearest(queries, k + 1)[1] for index in (Index(self._rows_Nd), self))
+        others = exact != chosen[:, None]  # a row finds itself, which says nothing
+        shared = (exact[:, :, None] == found[:, None, :]).any(2)
+        return float(shared[others].mean()) if others.any() else 1.0
 
 
 def require_faiss() -> Any:
