@@ -32,6 +32,7 @@ _TRUSTED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 _TRUSTED_CODECS = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg"}
 # Containers round timestamps to their tick (1 ms in Matroska); a frame this little after a grid time counts as shown.
 _TOLERANCE_S = Fraction(1, 1000)
+_SILENCE_S = 30  # of a stream, whose reading nothing else ends: ^C is heard when a read returns
 
 
 @dataclass
@@ -104,6 +105,8 @@ def _av_errors(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise VideoError(f"{name}: no such file or device") from error
+    except av.error.ExitError as error:
+        raise VideoError(f"{name}: nothing came for {_SILENCE_S} s") from error
     except av.error.InvalidDataError as error:
         raise VideoError(f"{name}: not a video that can be read ({_reason(error)})") from error
     except av.error.FFmpegError as error:
@@ -123,7 +126,7 @@ def _open_container(source: str) -> Any:
     if camera := _camera(source):
         return av.open(camera, format="v4l2", metadata_errors="ignore")
     if "://" in source:
-        return av.open(source, metadata_errors="ignore")
+        return av.open(source, metadata_errors="ignore", timeout=_SILENCE_S)
     path = Path(source)
     if path.is_dir():
         raise VideoError(f"{source}: is a folder, a video file is needed")

@@ -5,6 +5,7 @@ client: Job ─► worker: Recipe.build() once, on one thread ─► compute(job
 The worker's network must be the client's, by its digest, and so must be the versions that its numbers depend on.
 """
 
+import functools
 import importlib.metadata
 import sys
 import threading
@@ -50,6 +51,7 @@ class Job:
     versions: dict[str, str]
 
 
+@functools.cache
 def versions_here() -> dict[str, str]:
     """Of edgeact, and of the packages that features depend on, where they are installed."""
     found = {"edgeact": edgeact.__version__, "python": ".".join(map(str, sys.version_info[:2]))}

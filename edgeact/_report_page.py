@@ -48,6 +48,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         training_plot=training_plot(curves),
         sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
         descriptors=[] if report.descriptors is None else descriptor_rows(report.descriptors),
+        alike=report.descriptors if isinstance(report.descriptors, Descriptors) else None,
         whitening=whitening_rows(report.whitening),
         matrix=_matrix(accuracy) if accuracy else None,
         clips=clips,

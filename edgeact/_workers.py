@@ -21,7 +21,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -73,7 +73,8 @@ class Workers:
             while waiting or pending:
                 while waiting and len(pending) < _AHEAD * max(workers(), 1):
                     sample = waiting.pop()
-                    pending[executor.submit(compute, self.job, sample, sample.path.stat().st_size)] = sample
+                    there = replace(sample, path=sample.path.absolute())  # a worker may stand elsewhere
+                    pending[executor.submit(compute, self.job, there, sample.path.stat().st_size)] = sample
                 done = wait(pending, _ANSWER_S, FIRST_COMPLETED).done
                 if not done and not workers():
                     raise DeviceError("no worker is left; what is finished is kept: start some, and run it again")

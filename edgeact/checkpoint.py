@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeact._safetensors import existing_file, import_safetensors, read_safetensors, write_safetensors
 from edgeact.clip import ClipSpec
-from edgeact.errors import CheckpointError, MissingDependencyError
+from edgeact.errors import CheckpointError
 from edgeact.quantize.scheme import Scheme
 from edgeact.quantize.state import QuantizedState
 
@@ -64,9 +65,7 @@ def packaged_checkpoint() -> Path:
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, beside it first and renamed when whole."""
-    save_file = _safetensors("save_file")
-    target = Path(path)
-    fields = {
+    fields: dict[str, Any] = {
         "version": _VERSION,
         "model": checkpoint.model,
         "options": dict(checkpoint.options),
@@ -79,17 +78,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         fields["quantized"] = {"scheme": dataclasses.asdict(quantized.scheme), "ranges": dict(quantized.ranges)}
         state |= {_QUANTIZED + name: tensor for name, tensor in quantized.weights.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata={"edgeact": json.dumps(fields)})
-        partial.replace(target)
-    except OSError:
-        raise
-    except Exception as exc:  # safetensors reports a full disk by its own SafetensorError
-        raise CheckpointError(f"{target} cannot be written: {exc}") from exc
-    finally:
-        partial.unlink(missing_ok=True)
+    write_safetensors(path, tensors, "edgeact", fields, "pt")
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -98,14 +87,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: No such file, not safetensors, or safetensors without edgeact's metadata.
     """
-    safe_open = _safetensors("safe_open")
-    file = _existing(path)
-    try:
-        with safe_open(file, framework="pt") as reader:
-            metadata = (reader.metadata() or {}).get("edgeact")
-            state = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (no mapping: it has only keys())
-    except Exception as exc:  # safetensors raises its own SafetensorError, which derives from Exception alone
-        raise CheckpointError(f"{file} is not a safetensors checkpoint ({exc}); `edgeact train` writes one") from exc
+    file = Path(path)
+    metadata, state = read_safetensors(file, "edgeact", "pt", kind="safetensors checkpoint", writer="edgeact train")
     if metadata is None:
         raise CheckpointError(
             f"{file} holds tensors but no edgeact metadata: give --model, and labels by --data, to use plain weights"
@@ -154,10 +137,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, "Tensor"]:
     """
     import torch
 
-    file = _existing(path)
+    file = existing_file(path, "checkpoint")
     try:
         if file.suffix == ".safetensors":
-            loaded = _safetensors("load_file")(file)
+            loaded = import_safetensors("pt").load_file(file)
         else:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as exc:  # torch.load raises UnpicklingError, RuntimeError, EOFError … by the kind of damage
@@ -191,21 +174,3 @@ def load_weights_(model: "nn.Module", state: Mapping[str, "Tensor"], *, source: 
                 f"the model wants {tuple(tensor.shape)}"
             )
     model.load_state_dict(dict(state))
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(
-            f"checkpoint {file} " + ("is a folder, not a file" if file.is_dir() else "does not exist")
-        )
-    return file
-
-
-def _safetensors(name: str) -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as exc:
-        raise MissingDependencyError("safetensors", "export", "reading or writing a checkpoint") from exc
-    return getattr(safetensors.torch, name, None) or getattr(safetensors, name)

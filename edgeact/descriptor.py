@@ -25,8 +25,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._safetensors import read_safetensors, write_safetensors
 from edgeact.clip import ClipSpec
-from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError
+from edgeact.errors import CheckpointError, InputError, UnknownNameError
 
 __all__ = [
     "Described",
@@ -35,6 +36,7 @@ __all__ = [
     "Order",
     "Reading",
     "blocks",
+    "check_descriptor_path",
     "check_order",
     "load_descriptor",
     "project",
@@ -220,28 +222,31 @@ def project(features_ND: NDArray[Any], components_dD: NDArray[Any], mean_D: NDAr
     return coordinates
 
 
+def check_descriptor_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse a file that `save_descriptor` could not write, before hours of work.
+
+    Raises:
+        InputError: It is a folder, or its folder cannot be written to, or made.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give a file, such as {file / 'pca10.safetensors'}")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{file}: {folder} " + ("cannot be written to" if folder.is_dir() else "is no folder"))
+    return file
+
+
 def save_descriptor(path: str | os.PathLike[str], descriptor: Descriptor) -> None:
     """Write one safetensors file, beside `path` first and renamed when whole."""
-    save_file = _safetensors("save_file")
     examples = descriptor.examples
     tensors = {name: getattr(descriptor, name) for name in ("components", "mean", "variances", "explained")}
     tensors |= {f"examples/{f.name}": getattr(examples, f.name) for f in dataclasses.fields(examples)}
     fields: dict[str, Any] = {name: getattr(descriptor, name) for name in ("layer", "order", "model", "network", "hop")}
     fields |= {"version": _VERSION, "spec": descriptor.spec.to_dict(), "videos": descriptor.videos}
     fields |= {"labels": list(descriptor.labels), "versions": dict(descriptor.versions)}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        save_file(contiguous, partial, metadata={_KEY: json.dumps(fields)})
-        partial.replace(target)
-    except OSError:
-        raise
-    except Exception as exc:  # safetensors reports a full disk by its own SafetensorError
-        raise CheckpointError(f"{target} cannot be written: {exc}") from exc
-    finally:
-        partial.unlink(missing_ok=True)
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_safetensors(path, contiguous, _KEY, fields, "np")
 
 
 def load_descriptor(path: str | os.PathLike[str]) -> Descriptor:
@@ -250,17 +255,11 @@ def load_descriptor(path: str | os.PathLike[str]) -> Descriptor:
     Raises:
         CheckpointError: No such file, or it is no descriptor, damaged, or of another version.
     """
-    safe_open, file = _safetensors("safe_open"), Path(path)
-    if not file.is_file():
-        raise CheckpointError(f"descriptor {file} " + ("is a folder" if file.is_dir() else "does not exist"))
-    try:
-        with safe_open(file, framework="np") as reader:
-            metadata = (reader.metadata() or {}).get(_KEY)
-            tensors = {name: reader.get_tensor(name) for name in _TENSORS if name in set(reader.keys())}
-    except Exception as exc:  # safetensors raises its own SafetensorError, which derives from Exception alone
-        raise CheckpointError(f"{file} is no descriptor ({exc}); `edgeact describe fit` writes one") from exc
+    file, writer = Path(path), "edgeact describe fit"
+    metadata, found = read_safetensors(file, _KEY, "np", kind="descriptor", writer=writer)
     if metadata is None:
-        raise CheckpointError(f"{file} holds tensors but no descriptor; `edgeact describe fit` writes one")
+        raise CheckpointError(f"{file} holds tensors but no descriptor; `{writer}` writes one")
+    tensors = {name: found[name] for name in _TENSORS if name in found}
     try:
         fields = json.loads(metadata)
         if fields["version"] != _VERSION:
@@ -348,12 +347,3 @@ def read_examples(file: Path, dims: int, classes: int) -> Examples:
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as exc:
         raise InputError(f"{file} holds no examples of descriptors: {exc}") from exc
     return Examples(**tensors)
-
-
-def _safetensors(name: str) -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as exc:
-        raise MissingDependencyError("safetensors", "describe", "reading or writing a descriptor") from exc
-    return getattr(safetensors.numpy, name, None) or getattr(safetensors, name)

@@ -194,7 +194,7 @@ def _check_suffix(file: Path) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as exc:
-            raise MissingDependencyError("pyarrow", "describe", "a .parquet file (.npz needs none of it)") from exc
+            raise MissingDependencyError("pyarrow", "describe", "a file .parquet, not .npz,") from exc
 
 
 def _write_parquet(file: Path, table: Table) -> None:

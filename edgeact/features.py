@@ -134,7 +134,8 @@ class FeatureSet:
                 used += 1
                 yield features
         if not used:
-            raise VideoError(f"{self.dataset.root}: none of its videos can be used") from last_error
+            why = "" if last_error is None else f", as {last_error}"
+            raise VideoError(f"{self.dataset.root}: none of its videos can be used{why}") from last_error
 
     def _complete(self) -> None:
         """Compute what the cache lacks."""

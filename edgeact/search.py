@@ -58,6 +58,7 @@ class Query:
         descriptor: `[d]`.
         own: Rows of the table that are the query itself, and so no hits.
         label: Its class, where that is known.
+        computed_by: What described it, where it is not of the table.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Query:
     descriptor: NDArray[np.float64]
     own: frozenset[int] = frozenset()
     label: str | None = None
+    computed_by: str | None = None
 
 
 class Index:
@@ -74,6 +76,7 @@ class Index:
     Args:
         descriptors_Nd: Of any length; their directions count.
         approximate: In cells around √N means (faiss's IVF: Jégou 2011), of which the nearest 1/32 are searched.
+            Hundreds of numbers without structure spread over more cells than that: `recall` tells.
 
     Raises:
         MissingDependencyError: faiss is not installed.
@@ -90,6 +93,7 @@ class Index:
             self._index = faiss.IndexIVFFlat(exact, dims, self._cells, faiss.METRIC_INNER_PRODUCT)
             self._means = exact  # faiss holds no reference of its own
             self._index.cp.max_points_per_centroid = _SAMPLED_PER_CELL
+            self._index.cp.min_points_per_centroid = 1  # a warning of faiss for a few rows, which are one cell here
             self._index.train(self._rows_Nd)
         self._index.add(self._rows_Nd)
 
@@ -110,11 +114,13 @@ class Index:
         return cosines, rows
 
     def recall(self, k: int, seed: int = 0) -> float:
-        """Share of the exact k nearest that this index finds, of up to a thousand of its own rows, drawn at random."""
+        """Share of the exact k nearest others that this finds, of up to a thousand of its rows drawn at random."""
         chosen = np.random.default_rng(seed).choice(len(self), min(_RECALL_QUERIES, len(self)), replace=False)
-        queries = self._rows_Nd[np.sort(chosen)]
-        exact, found = Index(self._rows_Nd).nearest(queries, k)[1], self.nearest(queries, k)[1]
-        return float((exact[:, :, None] == found[:, None, :]).any(2).mean())
+        queries = self._rows_Nd[chosen]
+        exact, found = (index.nearest(queries, k + 1)[1] for index in (Index(self._rows_Nd), self))
+        others = exact != chosen[:, None]  # a row finds itself, which says nothing
+        shared = (exact[:, :, None] == found[:, None, :]).any(2)
+        return float(shared[others].mean()) if others.any() else 1.0
 
 
 def require_faiss() -> Any:

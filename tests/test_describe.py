@@ -24,6 +24,7 @@ from edgeact.describe import SvmError, fit, fit_pca, open_features, train_svm
 from edgeact.descriptor import (
     Descriptor,
     Reading,
+    check_descriptor_path,
     load_descriptor,
     project,
     reading_from_dict,
@@ -365,11 +366,20 @@ def test_what_is_no_descriptor_is_refused(tmp_path: Path, descriptor: Descriptor
     with pytest.raises(CheckpointError, match="is a folder"):
         load_descriptor(tmp_path)
     (tmp_path / "text").write_text("import os")
-    with pytest.raises(CheckpointError, match=r"no descriptor.*edgeact describe fit"):
+    with pytest.raises(CheckpointError, match=r"not a descriptor.*edgeact describe fit"):
         load_descriptor(tmp_path / "text")
     save_file({"mean": np.ones(3)}, tmp_path / "plain")
     with pytest.raises(CheckpointError, match="tensors but no descriptor"):
         load_descriptor(tmp_path / "plain")
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_descriptor_path(tmp_path / "new" / "pca.safetensors") == tmp_path / "new" / "pca.safetensors"
+    with pytest.raises(InputError, match="is a folder: give a file"):
+        check_descriptor_path(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_descriptor_path(tmp_path / "new" / "pca.safetensors")
 
 
 def test_a_full_disk_keeps_the_older_file(

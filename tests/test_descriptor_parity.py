@@ -27,6 +27,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.quantize.options import Int8
+from edgeact.report import write_html
 from edgeact.run import classify_video
 from edgeact.runtime import needs_engine
 from edgeact.targets import get_target, list_targets
@@ -178,7 +179,7 @@ def test_the_bundle_says_that_it_gives_descriptors(bundle: edgeact.Bundle, descr
     assert edgeact.load(bundle, threads=1)(bundle.golden()[0].frames[None]).shape == (1, DIMS)
 
 
-def test_the_report_is_of_descriptors(bundle: edgeact.Bundle) -> None:
+def test_the_report_is_of_descriptors(bundle: edgeact.Bundle, tmp_path: Path) -> None:
     report = bundle.report()
     assert report.held, report.failures
     assert isinstance(report.descriptors, Descriptors)
@@ -193,6 +194,15 @@ def test_the_report_is_of_descriptors(bundle: edgeact.Bundle) -> None:
     page = (bundle.path / "report.html").read_text()
     for words in ("Ten nearest clips in common", "<h2>Descriptors</h2>", "component error", "nearest example"):
         assert words in page
+    tiles = page[page.index('class="tiles"') : page.index("<h2>Numerics</h2>")]
+    assert f"{report.descriptors.cosine:.5f}" in tiles
+    assert "at least 0.9999" in tiles
+    assert "SQNR" not in tiles
+    write_html(dataclasses.replace(report, gates=Gates.for_descriptors("int8")), tmp_path / "int8.html")
+    page = (tmp_path / "int8.html").read_text()
+    tiles = page[page.index('class="tiles"') : page.index("<h2>Numerics</h2>")]
+    assert "10 nearest clips in common" in tiles
+    assert "at least 90.0 %" in tiles
 
 
 @pytest.mark.parametrize("whitened", [True, False])

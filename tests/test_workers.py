@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from edgeact._feature_job import Job, compute, versions_here
 from edgeact._sources import find_videos
 from edgeact._workers import Elsewhere, Place, cluster, processes
 from edgeact.clip import ClipSpec
+from edgeact.data import open_dataset
 from edgeact.errors import DeviceError, InputError, MissingDependencyError, VideoError
 from edgeact.features import Features, FeatureSet
 from edgeact.video import iter_windows
@@ -124,6 +127,26 @@ def test_a_worker_refuses_what_is_not_the_clients(videos: Path) -> None:
         compute(job, sample, size + 1)
     with pytest.raises(InputError, match=r"gone\.mp4 is not there; videos must lie at the same paths"):
         compute(job, dataclasses.replace(sample, path=videos / "gone.mp4"), size)
+
+
+def test_relative_paths_are_those_of_the_client(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhen(ThreadPoolExecutor):
+        """Threads that stand in another folder by the time they work."""
+
+        def submit(self, fn, /, *call, **options):
+            monkeypatch.chdir(tmp_path)
+            return super().submit(fn, *call, **options)
+
+    @contextmanager
+    def place(most):
+        with Elsewhen(1) as executor:
+            yield executor, lambda: 1
+
+    monkeypatch.chdir(videos.parent)
+    (sample, *_) = open_dataset(videos.name, split="all").samples
+    ((found, rows),) = Elsewhere(Brightness(), place).workers(DIGEST, SPEC, HOP)([sample])
+    assert found == sample
+    assert len(list(rows)) == 1
 
 
 @pytest.mark.parametrize("name", errors.__all__)

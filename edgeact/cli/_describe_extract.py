@@ -129,8 +129,9 @@ def _print(found: dict[str, Any], skipped: list[str]) -> None:
     from edgeact._terminal import plain, print_line
 
     console = Console()
-    what = f"{found['dims']} numbers per {found['per']}: relu of {found['layer']} of {found['model']}"
-    print_line(console, "·", f"{found['rows']} rows of {found['videos']} videos; {what}, {found['computed_by']}", "dim")
+    what = f"{found['dims']} numbers per {found['per']}, relu of {found['layer']} of {found['model']}"
+    count = f"{found['rows']} from {found['videos']} video" + "s" * (found["videos"] != 1)
+    print_line(console, "·", f"{count}; {what}, {found['computed_by']}", "dim")
     for line in skipped:
         print_line(console, "·", f"skipped: {line}", "yellow")
     console.print(f"descriptors  {plain(found['table'])}", soft_wrap=True, highlight=False, markup=False)

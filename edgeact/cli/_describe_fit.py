@@ -1,7 +1,6 @@
 """`edgeact describe fit`: the descriptor, and what it keeps."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,14 +26,13 @@ def fit(dims: int, out: str, html: str | None, as_json: bool, **given: Any) -> N
     from edgeact import describe
     from edgeact._describe_page import fit_page
     from edgeact._page import check_page, write_page
-    from edgeact.descriptor import check_order, save_descriptor
+    from edgeact.descriptor import check_descriptor_path, check_order, save_descriptor
 
     describe.require_sklearn()
     order = check_order(given.pop("order"))
     if dims < 1:
         raise InputError(f"--dims {dims}: a descriptor has at least 1")
-    if Path(out).is_dir():
-        raise InputError(f"--out {out} is a folder: give a file, such as {Path(out) / f'pca{dims}.safetensors'}")
+    check_descriptor_path(out)
     page = None if html is None else check_page(html)
     name, (videos,) = open_parts(given, "train")
     found = describe.fit(videos, model_name=name, dims=dims, order=order)

@@ -121,7 +121,7 @@ def _described(
     own, other = table.fields, describer.fields
     for name in ("dims", "network", "descriptor", "order", "spec"):
         if getattr(own, name) != getattr(other, name):
-            one, two = (str(getattr(fields, name))[:64] for fields in (own, other))
+            one, two = (_shortened(getattr(fields, name)) for fields in (own, other))
             raise CheckpointError(
                 f"{index_file} holds descriptors of another {name}: {one}, what describes {file} has {two}; give what "
                 "the index was extracted with, or extract it again"
@@ -129,8 +129,24 @@ def _described(
     seen = open_videos(find_videos(file), describer, hop=own.hop, progress=progress)
     described = extract_videos(seen, describer, per=own.per)
     query = query_of_id(described, described.ids[0], at_s=at_s)
-    same = {row for row, id in enumerate(table.ids) if own.root is not None and Path(own.root, id) == file.resolve()}
-    return dataclasses.replace(query, id=file.name, own=frozenset(same))
+    same = _rows_of(table, file)
+    label = table.labels[min(same)] if same and table.labels is not None else None
+    return dataclasses.replace(query, id=file.name, own=same, label=label, computed_by=other.computed_by)
+
+
+def _rows_of(table: "Table", file: Path) -> frozenset[int]:
+    """Those of the index that are of this very file."""
+    if table.fields.root is None:
+        return frozenset()
+    root = Path(table.fields.root)
+    paths = (path for path in (file.absolute(), file.resolve()) if path.is_relative_to(root))
+    ids = {path.relative_to(root).as_posix() for path in paths}
+    return frozenset(row for row, id in enumerate(table.ids) if id in ids)
+
+
+def _shortened(value: object) -> str:
+    """Digests are told by their first digits."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _notes(
@@ -138,7 +154,9 @@ def _notes(
 ) -> list[str]:
     notes = []
     if len(hits) < k:
-        notes.append(f"{k} hits were asked for, and the index has {len(hits)} beside the query")
+        notes.append(f"{k} hits were asked for, and there are {len(hits)} distinct moments beside the query")
+    if query.computed_by not in (None, table.fields.computed_by):
+        notes.append(f"the query is described by {query.computed_by}, the index by {table.fields.computed_by}")
     if overlapping:
         notes.append(f"{overlapping} rows that overlap the query or a better hit are left out")
     if index.approximate:

@@ -64,7 +64,7 @@ def test_hits_are_printed_and_told_as_json(run, index: Path) -> None:
     assert "among 20 clips of 5 videos" in said
     status, said, _ = run("describe", "search", "a/00.mp4", "--index", index, "-k", 99)
     assert status == 0
-    assert "99 hits were asked for, and the index has 8 beside the query" in " ".join(said.split())
+    assert "99 hits were asked for, and there are 8 distinct moments beside the query" in " ".join(said.split())
 
 
 def test_what_an_approximate_search_loses_is_told_on_request(run, index: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_video_file_is_described_as_the_index_was(run, tmp_path: Path) -> None
     assert status == 0
     assert f"no picture of {rows.ids[0]}" in " ".join(said.split())
     for change, message in (
-        ({"network": "f" * 64}, "holds descriptors of another network"),
+        ({"network": "f" * 64}, "holds descriptors of another network: ffffffffffff, what"),
         ({"descriptor": "f" * 64}, "holds descriptors of another descriptor"),
         ({"order": "normalize-average"}, "holds descriptors of another order"),
         ({"spec": dataclasses.replace(rows.fields.spec, frames=8)}, "holds descriptors of another spec"),
@@ -145,6 +145,9 @@ def test_a_video_file_is_described_as_the_index_was(run, tmp_path: Path) -> None
         status, _, said = run(*search, elsewhere, *describing)
         assert status == 2
         assert message in said
+    other = dataclasses.replace(rows, fields=dataclasses.replace(rows.fields, computed_by="openvino int8"))
+    write_table(index, other)
+    assert "the query is described by PyTorch, the index by openvino int8" in run(*search, elsewhere, *describing)[1]
     write_table(index, table(dims=3))
     status, _, said = run(*search, elsewhere, *describing)
     assert status == 2

@@ -84,7 +84,8 @@ def test_fit_lists_what_it_skips(run, tmp_path: Path) -> None:
         (("--dims", "9"), "9 usable videos in the training part"),
         (("--layer", "fc66"), "unknown feature layer 'fc66': did you mean 'fc6'?"),
         (("--order", "average"), "unknown order 'average'"),
-        (("--out", "."), "--out . is a folder"),
+        (("--out", "."), ". is a folder: give a file"),
+        (("--out", f"{__file__}/pca.safetensors"), f"{__file__} is no folder"),
         (("--html", "."), "--html . is a folder"),
     ],
 )

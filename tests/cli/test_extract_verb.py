@@ -4,7 +4,10 @@ import json
 import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from edgeact.clip import ClipSpec, normalize
 from edgeact.descriptor import load_descriptor, unit
 from edgeact.descriptor_table import Table, read_table
 from edgeact.errors import VideoError
-from edgeact.video import iter_windows
+from edgeact.video import iter_windows, write_video
 
 SPEC = ClipSpec(frames=16, frame_stride=1, short_side=18, crop_height=16, crop_width=16)
 DIMS = 3
@@ -112,7 +115,7 @@ def test_a_folder_gives_a_row_for_each_clip_or_video(run: Run, made: Made, tmp_p
         assert (whole.start_s[row], whole.end_s[row]) == (times[0, 0], times[-1, 1])
 
 
-def test_a_bundle_computes_the_same_without_pytorch(run: Run, made: Made, tmp_path: Path) -> None:
+def test_a_bundle_computes_the_same(run: Run, made: Made, tmp_path: Path) -> None:
     assert run(made.videos, *made.by_network, "--out", tmp_path / "a.npz")[0] == 0
     status, said, _ = run(made.videos, "--bundle", made.bundle, "--workers", 1, "--out", tmp_path / "b.npz")
     assert status == 0
@@ -120,6 +123,20 @@ def test_a_bundle_computes_the_same_without_pytorch(run: Run, made: Made, tmp_pa
     ours, theirs = read_table(tmp_path / "a.npz"), read_table(tmp_path / "b.npz")
     np.testing.assert_allclose(ours.descriptors, theirs.descriptors, atol=2e-4)
     assert ours.fields.to_dict() | {"computed_by": "openvino fp32"} == theirs.fields.to_dict()
+
+
+def test_a_device_needs_numpy_and_its_runtime_alone(made: Made, tmp_path: Path) -> None:
+    absent = ("torch", "safetensors", "sklearn", "pyarrow", "distributed", "jinja2", "matplotlib", "PIL", "onnx")
+    blocked = f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+    program = blocked + "from edgeact.cli import main\nmain(sys.argv[1:])"
+    extract = ("describe", "extract", made.videos, "--bundle", made.bundle, "--workers", 1, "--quiet", "--out")
+    command = [sys.executable, "-c", program, *map(str, extract)]
+    done = subprocess.run([*command, tmp_path / "t.npz"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(set(read_table(tmp_path / "t.npz").ids)) == 15
+    done = subprocess.run([*command, tmp_path / "t.parquet"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "a file .parquet, not .npz, needs pyarrow" in done.stderr
 
 
 def test_processes_compute_the_same_bits(run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +148,23 @@ def test_processes_compute_the_same_bits(run: Run, made: Made, tmp_path: Path, m
     monkeypatch.setenv("EDGEACT_CACHE", str(tmp_path / "d"))
     assert run(made.videos, "--bundle", made.bundle, "--workers", 1, "--out", tmp_path / "d.npz")[0] == 0
     assert _same(read_table(tmp_path / "c.npz"), read_table(tmp_path / "d.npz"))
+
+
+def test_a_cluster_fits_and_extracts_the_same_bits(
+    run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    assert run(made.videos, *made.by_network, "--out", tmp_path / "a.npz")[0] == 0
+    monkeypatch.setenv("EDGEACT_CACHE", str(tmp_path / "cache"))
+    here = {"processes": False, "protocol": "tcp://", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, threads_per_worker=2, **here) as dask:
+        there = ("--scheduler", dask.scheduler_address)
+        fit = ("describe", "fit", *made.network, "--data", made.videos, "--short-side", 18, "--crop", 16, *there)
+        assert _call(*fit, "--dims", DIMS, "--out", tmp_path / "pca.safetensors", "--quiet") == 0
+        assert (tmp_path / "pca.safetensors").read_bytes() == made.pca.read_bytes()
+        assert run(made.videos, *made.by_network[:-2], *there, "--out", tmp_path / "b.npz")[0] == 0
+        assert _same(read_table(tmp_path / "a.npz"), read_table(tmp_path / "b.npz"))
 
 
 def test_lists_and_single_videos_have_ids_of_their_own(run: Run, made: Made, tmp_path: Path) -> None:
@@ -248,6 +282,34 @@ def test_what_a_stream_gave_is_written_however_it_ends(
     status, _, said = run(_stream(file), *made.by_network[:-2], "--out", out)
     assert (status, len(read_table(out))) == (2, 2)
     assert "the stream broke off" in said
+
+
+def test_a_stream_that_falls_silent_is_an_error_after_what_it_gave(
+    run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """^C is not heard while a read waits, so none waits forever."""
+    monkeypatch.setattr("edgeact._decode._SILENCE_S", 0.5)
+    frames = np.random.default_rng(0).integers(0, 256, (200, 24, 24, 3), dtype=np.uint8)
+    write_video(tmp_path / "v.mkv", frames, 25, codec="mpeg4")
+    sent = (tmp_path / "v.mkv").read_bytes()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        connection.sendall(sent[: 3 * len(sent) // 4])
+        over.wait()
+        connection.close()
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        speaker = threading.Thread(target=serve)
+        speaker.start()
+        source = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        status, _, said = run(source, *made.by_network[:-2], "--out", tmp_path / "t.npz")
+        over.set()
+        speaker.join()
+    assert status == 2
+    assert "nothing came for 0.5 s" in said
+    assert len(read_table(tmp_path / "t.npz")) > 3
 
 
 def test_the_password_of_a_url_is_not_written() -> None:
