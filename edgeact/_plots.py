@@ -1,63 +1,36 @@
-"""The report's pictures: inline SVG that follows the page's colour scheme, and film strips as JPEG data URIs.
+"""The report's plots; see `edgeact._figure` for how they become part of a page."""
 
-Colours are placeholders while matplotlib draws and become CSS variables of the page (`--ink`, `--series-1` …), so one
-SVG serves light and dark. Each plot is drawn twice, wide and narrow, since text in one SVG cannot fit both.
-
-Shapes: T frames, H, W pixels, 3 = RGB.
-"""
-
-import base64
-import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgeact._figure import ARTIFACT, GRID, INK, LIMIT, MUTED, REFERENCE, svg_plot
 from edgeact._format import ms
-from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.placement import PlacedLayer, Placement
 from edgeact.sustained import Sustained
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["drop_plot", "film_strip", "latency_plot", "placement_plot", "sustained_plot", "training_plot"]
+__all__ = ["drop_plot", "latency_plot", "placement_plot", "sustained_plot", "training_plot"]
 
-# Placeholders no plot would use by chance, and the variables of _report.html that replace them.
-_INK, _MUTED, _GRID, _REFERENCE, _ARTIFACT, _LIMIT = (f"#0a0b0{i}" for i in range(1, 7))
-_VARIABLES = {
-    _INK: "--ink",
-    _MUTED: "--muted",
-    _GRID: "--line",
-    _REFERENCE: "--reference",
-    _ARTIFACT: "--artifact",
-    _LIMIT: "--bad",
-}
-_WIDE_IN, _NARROW_IN = 9.0, 3.5  # 1 inch = 96 CSS pixels: the page's column, and a phone's
 _DOTS = 400  # samples drawn per row of the latency plot
 
-_STRIP_FRAMES, _STRIP_GROUP, _THUMB_PX, _STRIP_GAP_PX = 8, 4, 96, 2
-_JPEG_QUANTIZER = 6  # 2 is best, 31 worst; 6 leaves no block visible at this size
-
 _CURVES = (
-    ("Loss", (("train_loss", "training", _REFERENCE, "--"), ("val_loss", "held out", _ARTIFACT, "-")), 1.0),
-    ("Top-1, held out (%)", (("val_top1", "held out", _ARTIFACT, "-"),), 100.0),
-    ("Learning rate", (("lr", "learning rate", _MUTED, "-"),), 1.0),
+    ("Loss", (("train_loss", "training", REFERENCE, "--"), ("val_loss", "held out", ARTIFACT, "-")), 1.0),
+    ("Top-1, held out (%)", (("val_top1", "held out", ARTIFACT, "-"),), 100.0),
+    ("Learning rate", (("lr", "learning rate", MUTED, "-"),), 1.0),
 )
 
 
 def latency_plot(latency: Latency) -> str:
     """Every timed run as a dot, with p50, p95 and p99 as marks; HTML of two SVGs."""
-    rows = [("artifact", latency.artifact_samples_ms, latency.artifact_p50_p95_p99_ms, _ARTIFACT)]
+    rows = [("artifact", latency.artifact_samples_ms, latency.artifact_p50_p95_p99_ms, ARTIFACT)]
     if latency.reference_p50_p95_p99_ms is not None:
-        rows.append(("PyTorch", latency.reference_samples_ms, latency.reference_p50_p95_p99_ms, _REFERENCE))
+        rows.append(("PyTorch", latency.reference_samples_ms, latency.reference_p50_p95_p99_ms, REFERENCE))
 
     def draw(figure: "Figure", wide: bool) -> None:
         axes = figure.subplots()
@@ -74,15 +47,15 @@ def latency_plot(latency: Latency) -> str:
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="left" if percentiles[0] < 0.5 * _top(latency) else "right",
-                color=_INK,
+                color=INK,
             )
         axes.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows])
         axes.set(ylim=(-0.6, len(rows) - 0.25), xlim=(0, 1.06 * _top(latency)), xlabel="ms per clip")
-        axes.tick_params(axis="y", length=0, labelcolor=_INK)
-        axes.grid(axis="x", color=_GRID)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="x", color=GRID)
 
     height = 0.75 + 0.75 * len(rows)
-    return _figure("latency", f"Latency of {len(rows)} models, every run", draw, height, height)
+    return svg_plot("latency", f"Latency of {len(rows)} models, every run", draw, height, height)
 
 
 def _top(latency: Latency) -> float:
@@ -96,16 +69,16 @@ def drop_plot(drop_pt: float, interval: tuple[float, float], limit_pt: float) ->
 
     def draw(figure: "Figure", wide: bool) -> None:
         axes = figure.subplots()
-        axes.axvspan(limit_pt, high + pad, color=_LIMIT, alpha=0.10, linewidth=0)
-        axes.axvline(limit_pt, color=_LIMIT, linewidth=1.5)
-        axes.axvline(0, color=_MUTED, linewidth=1)
-        axes.annotate("limit", (limit_pt, 0.62), xytext=(4, 0), textcoords="offset points", color=_LIMIT, fontsize=8)
-        axes.plot(interval, (0, 0), "-", color=_ARTIFACT, linewidth=3, solid_capstyle="round")
-        axes.plot([drop_pt], [0], "o", color=_ARTIFACT, markersize=9)
+        axes.axvspan(limit_pt, high + pad, color=LIMIT, alpha=0.10, linewidth=0)
+        axes.axvline(limit_pt, color=LIMIT, linewidth=1.5)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.annotate("limit", (limit_pt, 0.62), xytext=(4, 0), textcoords="offset points", color=LIMIT, fontsize=8)
+        axes.plot(interval, (0, 0), "-", color=ARTIFACT, linewidth=3, solid_capstyle="round")
+        axes.plot([drop_pt], [0], "o", color=ARTIFACT, markersize=9)
         axes.set(yticks=[], ylim=(-1, 1), xlim=(low - pad, high + pad))
         axes.set(xlabel="drop of top-1, points" + (" (right is worse; shaded: over the limit)" if wide else ""))
 
-    return _figure("drop", "Drop of top-1 accuracy with its 95 % interval", draw, 0.95, 0.95)
+    return svg_plot("drop", "Drop of top-1 accuracy with its 95 % interval", draw, 0.95, 0.95)
 
 
 def sustained_plot(sustained: Sustained) -> str:
@@ -121,20 +94,20 @@ def sustained_plot(sustained: Sustained) -> str:
             ("p50", [window.p50_ms for window in windows], "-"),
             ("p95", [window.p95_ms for window in windows], "--"),
         ):
-            upper.plot(minutes, samples, style, color=_ARTIFACT, label=label, marker="o" if len(windows) < 3 else "")
+            upper.plot(minutes, samples, style, color=ARTIFACT, label=label, marker="o" if len(windows) < 3 else "")
         if sustained.throttled_at_s is not None:
-            upper.axvline(sustained.throttled_at_s / 60, color=_LIMIT, linewidth=1.5)
+            upper.axvline(sustained.throttled_at_s / 60, color=LIMIT, linewidth=1.5)
         upper.set(ylabel="ms per clip", ylim=(0, 1.1 * max(window.p95_ms for window in windows)))
-        upper.legend(frameon=False, labelcolor=_INK, loc="lower right")
+        upper.legend(frameon=False, labelcolor=INK, loc="lower right")
         for axes in lower:
-            axes.plot(minutes, heat, color=_LIMIT, marker="o" if len(windows) < 3 else "")
+            axes.plot(minutes, heat, color=LIMIT, marker="o" if len(windows) < 3 else "")
             axes.set(ylabel="°C")
         for axes in (upper, *lower):
-            axes.grid(axis="y", color=_GRID)
+            axes.grid(axis="y", color=GRID)
         line = " (the line: where it slowed down)" if wide and sustained.throttled_at_s is not None else ""
         figure.axes[-1].set(xlabel=f"minutes{line}")
 
-    return _figure("sustained", "Latency over minutes", draw, 1.2 + 1.0 * panels, 1.2 + 1.0 * panels)
+    return svg_plot("sustained", "Latency over minutes", draw, 1.2 + 1.0 * panels, 1.2 + 1.0 * panels)
 
 
 def placement_plot(placement: Placement) -> str:
@@ -158,21 +131,21 @@ def placement_plot(placement: Placement) -> str:
                 chosen = [
                     i for i, layer in enumerate(layers) if unit == (None if layer.fallback_ops else _where(layer))
                 ]
-                colour, label = (_LIMIT, "with a fallback") if unit is None else (_ARTIFACT, unit)
+                colour, label = (LIMIT, "with a fallback") if unit is None else (ARTIFACT, unit)
                 if chosen:
                     heights = [shares[i] for i in chosen]
                     axes.bar(chosen, heights, 0.8, color=colour, alpha=shade, linewidth=0, label=label)
             axes.set(ylabel=f"% of the {title}")
-            axes.grid(axis="y", color=_GRID)
+            axes.grid(axis="y", color=GRID)
         stages = [layer.name.partition(".")[0] or "forward" for layer in layers]
         starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
         figure.axes[-1].set_xticks(starts, [stages[i] for i in starts], rotation=90 if len(starts) > 6 else 0)
         for text in figure.axes[-1].get_xticklabels():
             text.set_parse_math(False)  # a module's name, not a formula
-        figure.axes[0].legend(frameon=False, labelcolor=_INK, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+        figure.axes[0].legend(frameon=False, labelcolor=INK, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
 
     height = 0.9 + 1.1 * len(panels)
-    return _figure("placement", "Where each layer runs, and its share of the work", draw, height, height)
+    return svg_plot("placement", "Where each layer runs, and its share of the work", draw, height, height)
 
 
 def _where(layer: PlacedLayer) -> str:
@@ -204,14 +177,14 @@ def training_plot(curves: Sequence[Mapping[str, Any]]) -> str:
                 marker = "o" if len(points) < 3 else ""
                 axes.plot(epochs, np.multiply(values, scale), style, marker=marker, color=colour, label=label)
             axes.set(xlabel="epoch")
-            axes.set_title(title, loc="left", color=_INK, fontsize=9)
-            axes.grid(axis="y", color=_GRID)
+            axes.set_title(title, loc="left", color=INK, fontsize=9)
+            axes.grid(axis="y", color=GRID)
             axes.locator_params(axis="x", integer=True, nbins=6)
             axes.locator_params(axis="y", nbins=5)
             if len(drawn) > 1:
-                axes.legend(frameon=False, labelcolor=_INK)
+                axes.legend(frameon=False, labelcolor=INK)
 
-    return _figure("training", "Training curves", draw, 2.4, 2.1 * len(panels))
+    return svg_plot("training", "Training curves", draw, 2.4, 2.1 * len(panels))
 
 
 def _series(curves: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -222,98 +195,3 @@ def _series(curves: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, 
         if all(isinstance(number, int | float) and math.isfinite(number) for number in pair):
             points.append((float(pair[0]), float(cast(float, pair[1]))))
     return points
-
-
-def _figure(name: str, label: str, draw: Callable[["Figure", bool], None], wide_in: float, narrow_in: float) -> str:
-    """Draw both sizes; the page shows one. Heights in inches.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.style
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise MissingDependencyError("matplotlib", "report", "an HTML report") from exc
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"edgeact-{name}",
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-    }
-    settings |= {"axes.edgecolor": _GRID, "axes.labelcolor": _MUTED, "xtick.color": _GRID, "ytick.color": _GRID}
-    settings |= {"xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "grid.linewidth": 0.7}
-    settings |= {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.facecolor": "none",
-    }
-    parts = []
-    for wide, size in ((True, (_WIDE_IN, wide_in)), (False, (_NARROW_IN, narrow_in))):
-        with matplotlib.style.context(["default", settings]), warnings.catch_warnings():  # a matplotlibrc has no say
-            warnings.filterwarnings("ignore", "Glyph")  # of a name in another script: the reader's browser has the font
-            figure = Figure(figsize=size, layout="constrained", facecolor="none")
-            canvas = FigureCanvasSVG(figure)
-            draw(figure, wide)
-            for axes in figure.axes:
-                _quiet(axes)
-            buffer = io.StringIO()
-            # savefig would lay out twice; print_svg has no types.
-            cast(Any, canvas).print_svg(buffer, metadata={"Date": None, "Creator": None})
-        suffix = "wide" if wide else "narrow"
-        parts.append(_inline(buffer.getvalue(), f"{name}-{suffix}", label, suffix))
-    return "".join(parts)
-
-
-def _quiet(axes: "Axes") -> None:
-    """No tick marks on the sides; grid behind the data."""
-    axes.tick_params(axis="y", length=0)
-    axes.set_axisbelow(True)
-
-
-def _inline(svg: str, prefix: str, label: str, css: str) -> str:
-    """One matplotlib file as an element of the page: ids made unique, colours made variables, no prologue or style."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    view = re.search(r'viewBox="([^"]+)"', svg)
-    assert view is not None
-    body = svg[svg.index(">") + 1 :]
-    return f'<svg class="plot {css}" viewBox="{view[1]}" role="img" aria-label="{label}">{body.strip()}'
-
-
-def film_strip(frames_THW3: NDArray[np.uint8]) -> list[tuple[str, int]]:
-    """About eight frames spread over a clip: JPEG data URIs of up to four frames each, and how many those are."""
-    import av
-
-    total, height, width = frames_THW3.shape[:3]
-    scale = min(1.0, _THUMB_PX / height)
-    size = {"width": max(2, round(width * scale / 2) * 2), "height": max(2, round(height * scale / 2) * 2)}
-    chosen = np.unique(np.linspace(0, total - 1, min(total, _STRIP_FRAMES)).round().astype(int))
-    thumbs: list[NDArray[np.uint8]] = []
-    for i in chosen:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_THW3[i]), format="rgb24")
-        thumb = frame.reformat(**size, interpolation="AREA").to_ndarray(format="rgb24")
-        thumbs.append(np.pad(thumb.astype(np.uint8, copy=False), ((0, 0), (0, _STRIP_GAP_PX), (0, 0))))
-    groups = [thumbs[i : i + _STRIP_GROUP] for i in range(0, len(thumbs), _STRIP_GROUP)]
-    return [(_jpeg(np.concatenate(group, axis=1)[:, :-_STRIP_GAP_PX]), len(group)) for group in groups]
-
-
-def _jpeg(image_HW3: NDArray[np.uint8]) -> str:
-    """A JPEG data URI, by FFmpeg's encoder: no further dependency."""
-    import av
-
-    codec = av.CodecContext.create("mjpeg", "w")
-    assert isinstance(codec, av.VideoCodecContext)
-    codec.height, codec.width = image_HW3.shape[:2]
-    codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1, 1)
-    codec.qmin = codec.qmax = _JPEG_QUANTIZER
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HW3), format="rgb24").reformat(format="yuvj420p")
-    frame.pts = 0
-    data = b"".join(bytes(packet) for packet in (*codec.encode(frame), *codec.encode(None)))
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

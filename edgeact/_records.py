@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeact._quantized import Source
-from edgeact._vendor_compiler import Compilation
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
@@ -21,7 +20,8 @@ from edgeact.numerics import Numerics
 from edgeact.parity import Gates, NotMeasured, Report, judge
 from edgeact.placement import Placement
 from edgeact.runtime import Runner, emulation_of, needs_engine
-from edgeact.targets import Target, get_target
+from edgeact.targets import Request, Target, get_target
+from edgeact.whitening import Whitening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,16 +46,14 @@ class Job:
     model_name: str
     target_name: str
     target: Target
-    precision: str
+    asked: Request
     form: str
-    options: Mapping[str, str]
     spec: ClipSpec
     gates: Gates
     threads: int
     rounds: int
     evaluation: EvaluationSet
     int8: Source | None
-    compilation: Compilation
     described: Described | None
 
     @property
@@ -93,6 +91,7 @@ def make_report(
     files: dict[str, Any],
     out: Path,
     notes: tuple[str, ...],
+    whitening: Whitening | NotMeasured | None = None,
 ) -> Report:
     """What was measured, and the verdict, which says where in `out` the bundle will be."""
     accuracy: Accuracy | NotMeasured
@@ -114,7 +113,7 @@ def make_report(
         bundle=str(out / (aside(job.name) if failures else job.name)),
         target=job.target_name,
         model=job.model_name,
-        precision=job.precision,
+        precision=job.asked.precision,
         form=job.form,
         held=not failures,
         failures=failures,
@@ -128,6 +127,7 @@ def make_report(
         environment=describe_environment(),
         date=today(),
         descriptors=descriptors,
+        whitening=whitening,
     )
 
 
@@ -137,9 +137,9 @@ def make_manifest(job: Job, report: Report, files: list[str], facts: Mapping[str
         "name": Path(report.bundle).name,
         "model": job.model_name,
         "target": job.target_name,
-        "precision": job.precision,
+        "precision": job.asked.precision,
         "form": job.form,
-        "options": dict(job.options),
+        "options": dict(job.asked.options),
         "runtime": job.target.runtime,
         "proxy": job.target.proxy,
         "artifact": files,
@@ -185,7 +185,7 @@ def _io(job: Job) -> dict[str, Any]:
     """What the artifact takes and gives: the clip or each of its frames as an image, logits or a descriptor."""
     clip_shape = job.spec.clip_shape
     clip = {"name": "clip", "dtype": "uint8", "shape": [1, *clip_shape], "layout": "BTHWC", "color": "RGB"}
-    if job.target.runtime == "coreml":
+    if job.target.takes_images:
         names = [f"frame_{t}" for t in range(job.spec.frames)]
         clip = {"names": names, "dtype": "uint8", "shape": list(clip_shape[1:]), "layout": "image", "color": "RGB"}
     output: dict[str, Any] = {"name": "logits", "dtype": "float32", "shape": [1, job.outputs], "layout": "BK"}

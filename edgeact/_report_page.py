@@ -1,24 +1,25 @@
 """What the HTML report shows, computed here and laid out by `_report.html`; and how its numbers are written."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._plots import drop_plot, film_strip, latency_plot, placement_plot, sustained_plot, training_plot
+from edgeact._film import film_strip
+from edgeact._format import db, mb, pct, signed
+from edgeact._page import render_page
+from edgeact._plots import drop_plot, latency_plot, placement_plot, sustained_plot, training_plot
 from edgeact.accuracy import Accuracy, Flip
 from edgeact.descriptor_parity import Descriptors
-from edgeact.errors import MissingDependencyError
 from edgeact.latency import Latency
 from edgeact.numerics import EXACT_DB, Numerics
 from edgeact.parity import NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.sustained import Sustained, Window
+from edgeact.whitening import Whitening
 
-__all__ = ["descriptor_rows", "placement_in_words", "render", "sustained_in_words", "thinned"]
+__all__ = ["descriptor_rows", "placement_in_words", "render", "sustained_in_words", "thinned", "whitening_rows"]
 
 _CLIPS_SHOWN = 24
 _STRIP_BYTES = 600_000  # of all film strips; noise, which JPEG cannot compress, would pass a megabyte
@@ -33,19 +34,10 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
     Raises:
         MissingDependencyError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as exc:
-        raise MissingDependencyError("jinja2", "report", "an HTML report") from exc
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"pct": pct, "ms": ms, "mb": mb, "db": db, "p": p_value, "signed": signed}
-    environment.filters |= {"threads": thread_count}
     accuracy = report.accuracy if isinstance(report.accuracy, Accuracy) else None
     clips, left_out = _clips(accuracy.flips if accuracy else (), clip_frames)
-    template = environment.from_string(resources.files("edgeact").joinpath("_report.html").read_text("utf-8"))
-    return template.render(
+    return render_page(
+        "_report.html",
         report=report,
         gates=_gates(report),
         rungs=_rungs(report),
@@ -56,6 +48,7 @@ def render(report: Report, clip_frames: Mapping[str, NDArray[np.uint8]], curves:
         training_plot=training_plot(curves),
         sustained=_sustained(report.sustained) if isinstance(report.sustained, Sustained) else None,
         descriptors=[] if report.descriptors is None else descriptor_rows(report.descriptors),
+        whitening=whitening_rows(report.whitening),
         matrix=_matrix(accuracy) if accuracy else None,
         clips=clips,
         clips_left_out=left_out,
@@ -166,6 +159,23 @@ def descriptor_rows(found: Descriptors | NotMeasured) -> list[tuple[str, str, st
         remark = f"in common, 95 % {100 * low:.1f} … {100 * high:.1f}; recall of the nearest {pct(near.recall)}"
         rows.append((f"{near.k} nearest clips" if near.k > 1 else "nearest clip", "", pct(near.agreement), remark))
     return rows
+
+
+def whitening_rows(found: Whitening | NotMeasured | None) -> list[tuple[str, str, str, str]]:
+    """What whitening does for an output in int8: name, whitened, naive, remark."""
+    if found is None:
+        return []
+    if isinstance(found, NotMeasured):
+        return [("whitening", "", "", f"not measured: {found.not_measured}")]
+    first, second = found.cosine
+    rows = [("cosine", f"{first:.6f}", f"{second:.6f}", f"simulated, {found.clips:,} clips; naive in its best range")]
+    if found.k:
+        first, second = found.agreement
+        whitened, naive = ((100 * low, 100 * high) for low, high in found.agreement_ci95)
+        remark = f"in common, 95 % {whitened[0]:.1f} … {whitened[1]:.1f} against {naive[0]:.1f} … {naive[1]:.1f}"
+        rows.append((f"{found.k} nearest clips" if found.k > 1 else "nearest clip", pct(first), pct(second), remark))
+    first, second = found.svm
+    return [*rows, ("linear SVM", pct(first), pct(second), f"reference {pct(found.svm_reference)}")]
 
 
 def sustained_in_words(sustained: Sustained) -> list[str]:

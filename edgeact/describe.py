@@ -146,6 +146,7 @@ def fit(videos: FeatureSet, *, model_name: str, dims: int = 10, order: str = ORD
     if dims < 1:
         raise InputError(f"dims is {dims}: a descriptor has at least 1")
     _check_count(len(videos.dataset.samples), dims)
+    _check_classes(np.array([sample.label for sample in videos.dataset.samples]))  # before hours of work
     pca = fit_pca((video.average for video in videos), dims)
     reading, found, labels = Reading(order=order, scale=np.ones(dims)), [], []
     for video in videos:  # once more, from the cache
@@ -237,6 +238,14 @@ def _batches(rows: Iterable[NDArray[np.float64]], size: int) -> Iterator[NDArray
         yield np.stack(pending)
 
 
+def _check_classes(labels_N: NDArray[Any]) -> NDArray[Any]:
+    """The classes that there are, of which a classifier needs two."""
+    present: NDArray[Any] = np.unique(labels_N)
+    if len(present) < 2:
+        raise SvmError(f"{len(labels_N)} videos of one class: a classifier needs two")
+    return present
+
+
 def train_svm(
     descriptors_Nd: NDArray[Any], labels_N: NDArray[np.int64], classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -247,9 +256,7 @@ def train_svm(
     """
     from sklearn.svm import LinearSVC
 
-    present = np.unique(labels_N)
-    if len(present) < 2:
-        raise SvmError(f"{len(labels_N)} videos of one class: a classifier needs two")
+    present = _check_classes(labels_N)
     model = LinearSVC(C=1.0, dual=False, random_state=0, max_iter=10_000).fit(descriptors_Nd, labels_N)
     rows, offsets = model.coef_, np.atleast_1d(model.intercept_)
     if len(present) == 2:  # one row, of the second against the first

@@ -1,5 +1,6 @@
 """Facts of the machine and the tools, which every measurement carries."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -9,6 +10,10 @@ from pathlib import Path
 __all__ = ["busy_note", "cpu_name", "describe_environment", "device_name", "today"]
 
 _TOOLS = ("edgeact", "torch", "openvino", "onnx", "numpy", "av")
+_TOOLCHAINS = (  # told where they are
+    *("torchao", "executorch", "litert-torch", "ai-edge-litert", "onnxscript", "onnxruntime", "onnxruntime-qnn"),
+    *("coremltools", "ethos-u-vela"),
+)
 
 
 def cpu_name() -> str:
@@ -26,10 +31,14 @@ def device_name(device: str) -> str:
     return cpu_name() if device == "CPU" else device
 
 
-def busy_note() -> tuple[str, ...]:
-    """A remark for the report when other programs compete for the cores, which no interleaving can undo."""
+def busy_note(*, timed: bool = True) -> tuple[str, ...]:
+    """A remark for the report when other programs compete for the cores, which no interleaving can undo.
+
+    Args:
+        timed: The report holds a latency.
+    """
     cores = os.cpu_count() or 1
-    if not hasattr(os, "getloadavg") or os.getloadavg()[0] <= cores + 0.5:
+    if not timed or not hasattr(os, "getloadavg") or os.getloadavg()[0] <= cores + 0.5:
         return ()
     return (f"the machine was busy (load {os.getloadavg()[0]:.1f} on {cores} cores): its latencies are disturbed",)
 
@@ -42,11 +51,10 @@ def describe_environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-    for tool in _TOOLS:
-        try:
+    facts |= dict.fromkeys(_TOOLS, "not installed")
+    for tool in (*_TOOLS, *_TOOLCHAINS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             facts[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            facts[tool] = "not installed"
     return facts
 
 

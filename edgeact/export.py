@@ -34,6 +34,7 @@ from edgeact._records import (
     make_report,
 )
 from edgeact._vendor_compiler import Compilation
+from edgeact._whitened import measure_whitening
 from edgeact.bundle import (
     Bundle,
     create_bundle,
@@ -56,7 +57,8 @@ from edgeact.placement import Placement
 from edgeact.quantize.options import Int8
 from edgeact.runtime import Runner, compile_engine, emulation_of, load_runner, needs_engine, sample_of
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import check_form, check_options, check_precision, check_sdk, get_target
+from edgeact.targets import Request, check_form, check_options, check_precision, get_target
+from edgeact.whitening import Whitening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,7 +137,8 @@ def export(
     gates = gates or (Gates.defaults(precision) if described is None else Gates.for_descriptors(precision))
     model_name = model_name or type(model).__name__
     options = check_options(target, options or {}, precision)
-    check_sdk(target, options, compilation.sdk if compilation else None)
+    get_target(target).require_toolchain()
+    get_target(target).check_sdk(options, compilation.sdk if compilation else None)
     evaluation = EvaluationSet.open(
         os.fspath(data),
         spec,
@@ -157,16 +160,14 @@ def export(
         model_name=model_name,
         target_name=target,
         target=get_target(target),
-        precision=precision,
+        asked=Request(precision, options, compilation or Compilation(progress=progress)),
         form=check_form(target, form),
-        options=options,
         spec=spec,
         gates=gates,
         threads=threads or os.cpu_count() or 1,
         rounds=rounds,
         evaluation=evaluation,
         int8=source,
-        compilation=compilation or Compilation(progress=progress),
         described=described,
     )
     taken = len(evaluation.dataset.samples)
@@ -211,7 +212,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     if job.int8 is not None:
         int8 = quantize(network, job.int8, job.target.scheme)
         network, facts = int8.network, {**facts, "quantization": int8.facts}
-        if job.options.get("activations") == "float16":  # the rungs are of what the artifact computes
+        if job.asked.options.get("activations") == "float16":  # the rungs are of what the artifact computes
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
                 network = round_weights_alone(copy.deepcopy(network))
@@ -219,7 +220,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     program = lower_and_prove(behind_uint8(network, job.spec), job.form, clip)
     if job.form != "volumetric":
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
-    told = job.target.compile(program, folder, job.precision, job.options, job.compilation)
+    told = job.target.compile(program, folder, job.asked)
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     runner = _runner(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
@@ -234,16 +235,19 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
     placement, macs = runner.placement(), macs_by_layer(folded)
     if isinstance(placement, Placement):
         placement = placement.with_macs(macs)
+    latency = _latency(job, runner, folder, clip)
+    busy = busy_note(timed=isinstance(latency, Latency))
     report = make_report(
         job,
         numerics=numerics,
         reference=reference,
         artifact=artifact,
-        latency=_latency(job, runner, folder, clip),
+        latency=latency,
         placement=placement,
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
-        notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy_note()),
+        notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy),
+        whitening=None if int8 is None else _whitening(job, int8.network, reference),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))
@@ -273,6 +277,16 @@ def _ladder(
     if job.described is None:
         return ladder(rungs, reference.truth[rows])
     return ladder(rungs, answers=nearest_clip(job.described.reading))
+
+
+def _whitening(job: Job, network: "GraphModule", reference: Outputs) -> Whitening | NotMeasured | None:
+    """What whitening does for an output in int8; None of a network that classifies."""
+    if job.described is None:
+        return None
+    if (kind := job.asked.options.get("activations", "int8")) != "int8":
+        return NotMeasured(f"activations are {kind}: int8 rounds no output")
+    assert job.target.scheme is not None, "a target with int8 has a scheme"
+    return measure_whitening(network, job.evaluation, reference, job.described, symmetric=job.target.scheme.symmetric)
 
 
 @contextmanager
@@ -326,7 +340,7 @@ def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArra
         return f"int8: what the layers in float cost is not measured: {runner.missing or 'a device alone tells'}"
     with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
         program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)
-        job.target.compile(program, Path(folder), job.precision, job.options, job.compilation)
+        job.target.compile(program, Path(folder), job.asked)
         other = _runner(job, Path(folder), clip)
         samples = measure_interleaved({"kept": lambda: runner(clip), "all": lambda: other(clip)}, rounds=job.rounds)
     kept_ms, all_ms = (float(np.median(samples[name])) for name in ("kept", "all"))

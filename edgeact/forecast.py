@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeact._capture import behind_uint8, check_network, fold
 from edgeact._macs import layer_of, macs_by_node
 from edgeact.clip import ClipSpec
-from edgeact.targets import check_form, check_options, check_precision, get_target
+from edgeact.targets import Request, check_form, check_options, check_precision, get_target
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -107,7 +107,7 @@ def forecast(
     model = model.cpu().float().eval()
     check_network(model, spec)
     graph = prepare(behind_uint8(fold(model, spec), spec))
-    found, notes = asked.refusals(graph, options, precision)
+    found, notes = asked.refusals(graph, Request(precision, options))
     native = {node.name: refusal for node, refusal in found.items()}
     if form == "volumetric":
         refusals: Mapping[str, Refusal] = native
@@ -115,7 +115,7 @@ def forecast(
     else:
         refused = {}
         lowered, _ = rewrite(graph, form, refused=refused)  # type: ignore[arg-type]
-        found, notes = asked.refusals(lowered, options, precision)
+        found, notes = asked.refusals(lowered, Request(precision, options))
         refusals = _by_source(found)
     macs = macs_by_node(graph)
     layers = []
@@ -138,9 +138,9 @@ def forecast(
 
 def _usual_precision(asked: "Target", options: Mapping[str, str]) -> str:
     """Fp32, or the first precision that the target has with these options."""
+    chosen = {name: values[0] for name, values in asked.options.items()} | dict(options)
     every = sorted(asked.precisions, key=lambda precision: precision != "fp32")
-    excluded = {precision for precision, value in asked.excluded if value in options.values()}
-    return next((precision for precision in every if precision not in excluded), every[0])
+    return next((precision for precision in every if not asked.conflict(precision, chosen)), every[0])
 
 
 def _judge(

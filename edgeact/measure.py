@@ -78,7 +78,7 @@ def measure(
         peak_memory_mb=memory_mb,
         placement=engine.placement(),
         sustained=_sustained(runner, clips[0], minutes, sensors, progress),
-        notes=(*_emulated_note(runner), *busy_note()),
+        notes=(*_emulated_note(runner), *busy_note(timed=not isinstance(latency, NotMeasured))),
     )
 
 

@@ -16,6 +16,7 @@ from edgeact.latency import Latency
 from edgeact.numerics import Numerics, Rung
 from edgeact.placement import Placement, placement_from
 from edgeact.sustained import Sustained, Window
+from edgeact.whitening import Whitening
 
 __all__ = ["NOT_ASKED", "Gates", "NotMeasured", "Report", "judge"]
 
@@ -113,6 +114,7 @@ class Report:
     date: str
     sustained: Sustained | NotMeasured = NOT_ASKED
     descriptors: Descriptors | NotMeasured | None = None  # None: the network classifies
+    whitening: Whitening | NotMeasured | None = None  # None: nothing is whitened and in int8, or a device ran it
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; keys as pinned by the public contract."""
@@ -135,6 +137,8 @@ class Report:
                 parts["sustained"] = _rebuild(Sustained, parts["sustained"])
             if parts.get("descriptors") is not None:
                 parts["descriptors"] = _rebuild(Descriptors, parts["descriptors"])
+            if parts.get("whitening") is not None:
+                parts["whitening"] = _rebuild(Whitening, parts["whitening"])
             parts["gates"] = Gates(**parts["gates"])
             parts |= {name: tuple(parts[name]) for name in ("failures", "notes")}
             return cls(**parts)

@@ -4,7 +4,6 @@ The page needs no network and no script; what it shows of files and labels is es
 anywhere.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeact._format import db, mb, ms, p_value, pct, signed, thread_count
-from edgeact._report_page import descriptor_rows, placement_in_words, render, sustained_in_words, thinned
+from edgeact._page import write_page
+from edgeact._report_page import (
+    descriptor_rows,
+    placement_in_words,
+    render,
+    sustained_in_words,
+    thinned,
+    whitening_rows,
+)
 from edgeact._terminal import add_row, new_table, plain, print_line
 from edgeact.accuracy import Accuracy
 from edgeact.latency import Latency
@@ -41,6 +48,11 @@ def print_table(report: Report, console: "Console") -> None:
         print_line(console, "✗", failure, "red")
     console.print(_numerics_table(report))
     console.print(_figures_table(report))
+    if rows := whitening_rows(report.whitening):
+        table = new_table("int8 output", "whitened", "naive", "")
+        for row in rows:
+            add_row(table, *row)
+        console.print(table)
     if isinstance(report.sustained, Sustained):
         console.print(_sustained_table(report.sustained))
         for remark in sustained_in_words(report.sustained):
@@ -164,11 +176,4 @@ def write_html(
         MissingDependencyError: jinja2 or matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    page = render(report, clip_frames, curves)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_page(Path(path), render(report, clip_frames, curves))

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgeact.errors import InputError, UnknownNameError
-from edgeact.targets._target import Refusal, Target
+from edgeact.targets._target import Refusal, Request, Target
 
 __all__ = [
     "Refusal",
+    "Request",
     "Target",
     "check_form",
     "check_options",
     "check_precision",
-    "check_sdk",
     "get_target",
     "list_targets",
 ]
@@ -48,7 +48,7 @@ def check_precision(target: str, precision: str) -> None:
     if precision not in every:
         raise UnknownNameError("precision", precision, allowed)
     if precision not in allowed:
-        why = get_target(target).excluded.get((precision, ""))
+        why = get_target(target).conflict(precision, {})
         because = f": {why}" if why else ""
         raise InputError(f"target {target!r} does not export {precision}{because}: allowed: {', '.join(allowed)}")
 
@@ -69,7 +69,7 @@ def check_options(target: str, given: Mapping[str, str], precision: str | None =
     """A value for each option of the target: the one asked for, or its default.
 
     Raises:
-        InputError: The target has no such option, or not in `precision`.
+        InputError: The target has no such option, or what was asked does not go together.
         UnknownNameError: The option has no such value.
     """
     options = get_target(target).options
@@ -79,26 +79,9 @@ def check_options(target: str, given: Mapping[str, str], precision: str | None =
             raise InputError(f"target {target!r} has no option {name!r}: {allowed}")
         if value not in options[name]:
             raise UnknownNameError(f"{name} of target {target!r}", value, options[name])
-        if why := get_target(target).excluded.get((precision or "", value)):
-            raise InputError(f"target {target!r} does not export {precision} with {name} {value}: {why}")
     chosen = {name: given.get(name, values[0]) for name, values in options.items()}
-    for name, value in chosen.items():
-        for other in chosen.values():
-            if why := get_target(target).excluded.get((other, value)):
-                raise InputError(f"{name} {value} does not go with {other} on target {target!r}: {why}")
+    if why := get_target(target).conflict(precision or "", chosen):
+        words = ", ".join(f"{name} {value}" for name, value in (given or chosen).items())
+        with_precision = f"{precision} with " if precision else ""
+        raise InputError(f"target {target!r} does not export {with_precision}{words}: {why}")
     return chosen
-
-
-def check_sdk(target: str, options: Mapping[str, str], sdk: Path | None) -> None:
-    """Refuse a vendor's SDK that the target cannot use, or that does not go with its options.
-
-    Raises:
-        InputError: It has no use for one, or not for this one, or its options need one.
-        UnknownNameError: A chip that the SDK's vendor does not have.
-    """
-    if target == "litert":
-        from edgeact.targets import _litert_aot
-
-        _litert_aot.check(options["npu"], options["soc"], sdk)
-    elif sdk is not None:
-        raise InputError(f"target {target!r} uses no vendor's SDK: leave --sdk out, or export for litert with --npu")

@@ -3,9 +3,9 @@
 Names and figures are those of Vela's own `Arm/vela.ini` (ethos-u-vela 5.2.0).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-__all__ = ["AUTO", "CONFIGS", "EXCLUDED", "MEMORY_MODES", "SYSTEM_CONFIGS", "family", "resolve"]
+__all__ = ["AUTO", "CONFIGS", "MEMORY_MODES", "SYSTEM_CONFIGS", "conflict", "family", "resolve"]
 
 AUTO = "auto"  # the family's first
 
@@ -48,18 +48,12 @@ def resolve(options: Mapping[str, str]) -> tuple[str, str, str]:
     return config, system, memory
 
 
-def _excluded() -> Iterator[tuple[tuple[str, str], str]]:
-    for config in CONFIGS:
-        own = _SYSTEMS[family(config)]
-        for system in SYSTEM_CONFIGS[1:]:
-            if system not in own:
-                yield (config, system), f"it is of another family; of this one are {', '.join(own)}"
-    for system in _WITH_FLASH:
-        for memory in _DEDICATED:
-            yield (system, memory), "its second memory is flash, which holds no activations (Vela's arena_mem_area)"
-    for config in (config for config in CONFIGS if family(config) == "ethos-u55"):
-        for memory in _DEDICATED:
-            yield (config, memory), "beside an Ethos-U55 lies flash, which holds no activations"
-
-
-EXCLUDED = dict(_excluded())
+def conflict(options: Mapping[str, str]) -> str:
+    """Why a configuration, a system configuration and a memory mode do not go together; empty where they do."""
+    config, system, memory = resolve(options)
+    own = _SYSTEMS[family(config)]
+    if system not in own:
+        return f"{system} is of another family than {config}, which has {', '.join(own)}"
+    if system in _WITH_FLASH and memory in _DEDICATED:
+        return f"the second memory of {system} is flash, which holds no activations (Vela's arena_mem_area)"
+    return ""

@@ -6,14 +6,14 @@ from torch import fx
 
 from edgeact.targets._target import Refusal
 
-__all__ = ["refuse"]
+__all__ = ["MOVES", "refuse"]
 
 _MOVEMENT = """
 _assert_tensor_metadata _to_copy alias cat clone constant_pad_nd contiguous detach expand flatten flip getitem
 index index_select permute reshape select slice split split_with_sizes squeeze stack t transpose unsqueeze view
 """
 # Ops that move or retype data: outside of a delegate they cost a copy, and nothing is computed there.
-_FREE = frozenset(_MOVEMENT.split())
+MOVES = frozenset(_MOVEMENT.split())
 
 
 def refuse(
@@ -34,6 +34,6 @@ def refuse(
         name = getattr(node.target, "__name__", "").partition(".")[0]
         if "3d" in name:
             found[node] = Refusal(f"{name}: {volumetric}", runs=False)
-        elif name not in _FREE and (why := judge(name, node)):
+        elif name not in MOVES and (why := judge(name, node)):
             found[node] = Refusal(f"{name}: {why} ({source})", runs=True)
     return found

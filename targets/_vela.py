@@ -10,6 +10,7 @@ All figures are of Vela's model of the NPU and its memories: estimates, never me
 import csv
 import importlib.metadata
 import json
+import math
 import re
 import shutil
 import sys
@@ -30,6 +31,8 @@ _MOVEMENT = (
     *("Cast", "Concat", "Concatenation", "Dequantize", "ExpandDims", "Pack", "Pad", "PadV2", "Quantize", "Reshape"),
     *("Slice", "Split", "SplitV", "Squeeze", "StridedSlice", "Transpose", "Unpack"),
 )
+
+_BYTES = {"UINT8": 1, "INT8": 1, "BOOL": 1, "INT16": 2, "FLOAT16": 2, "INT32": 4, "FLOAT32": 4, "INT64": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +104,9 @@ def compile_for_npu(
         shutil.copyfile(Path(work) / f"{model.stem}_vela.tflite", folder / "model_vela.tflite")
     on_cpu = any(row["Target"] == "CPU" for row in rows)
     estimate = _estimate(summary, config, system_config, memory_mode, npu_alone=on_cpu)
-    placement, moved = _placement(rows, _refused(said), estimate.clock_mhz)
-    write_placement(folder, placement)
+    ops, moved = _ops(rows, _refused(said), estimate.clock_mhz)
+    crossing = _crossing_bytes(folder / "model_vela.tflite")
+    write_placement(folder, Placement.of(ops, "estimated", crossing, moved.elements()))
     (folder / "estimate.json").write_text(json.dumps(asdict(estimate), indent=1) + "\n")
     return estimate, moved
 
@@ -149,9 +153,23 @@ def _estimate(
     )
 
 
-def _placement(
+def _crossing_bytes(path: Path) -> int:
+    """What each part on the NPU is given and gives; its commands, weights and scratch memory, which lead, are none."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    graph, total = model.subgraphs[0], 0
+    for op in graph.operators:
+        if model.operatorCodes[op.opcodeIndex].customCode == b"ethos-u":
+            for index in (*op.inputs[4:], *op.outputs):
+                tensor = graph.tensors[index]
+                total += math.prod(tensor.shape) * _BYTES[flatbuffer_utils.type_to_name(tensor.type)]
+    return total
+
+
+def _ops(
     rows: list[dict[str, str]], refused: Mapping[str, str], clock_mhz: float
-) -> tuple[Placement, Counter[str]]:
+) -> tuple[list[PlacedOp], Counter[str]]:
     """Of every op that computes, where it runs; and the movement that is left on the CPU."""
     ops, moving = [], []
     for row in rows:
@@ -168,4 +186,4 @@ def _placement(
             ops.append(placed)
         elif unit == "CPU":
             moving.append(op)
-    return Placement.of(ops, "estimated", moving=moving), Counter(moving)
+    return ops, Counter(moving)

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact._macs import layer_of
 from edgeact._toolchain import toolchain
-from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError
 from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import Scheme
+from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
     from edgeact.targets._target import Refusal
+
 
 __all__ = ["TARGET", "Android"]
 
@@ -35,7 +36,7 @@ _to_copy _to_dim_order_copy cat clone expand pad permute quantize_per select sli
 _MOVEMENT = _OPS_THAT_MOVE.split()
 
 
-class Android:
+class Android(Target):
     """`model.pte` and `placement.json`."""
 
     summary = "Android CPUs and GPUs, through ExecuTorch"
@@ -43,22 +44,17 @@ class Android:
     forms = ("unrolled", "folded")
     scheme = Scheme(partial_sums=True)
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"backend": ("xnnpack", "vulkan")}
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        ("int8", "vulkan"): "its int8 goes to the backend xnnpack alone",
-    }
     runtime = "executorch"
-    proxy = None
+    needs = ("executorch", "executorch")
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def conflict(self, precision: str, options: Mapping[str, str]) -> str:
+        """An int8 network goes to XNNPACK."""
+        refused = precision == "int8" and options.get("backend") == "vulkan"
+        return "its int8 goes to the backend xnnpack alone" if refused else ""
+
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Delegate to the backend and write the program; see `Target.compile`."""
-        backend, half = options["backend"], precision == "fp16"
+        backend, half = asked.options["backend"], asked.precision == "fp16"
         with _toolchain():
             from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -75,14 +71,12 @@ class Android:
         write_placement(folder, placement)
         return ()
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the backend's partitioner leaves out; see `Target.refusals`."""
         from edgeact.targets import _vulkan, _xnnpack
 
         no_3d = "ExecuTorch has no 3-D kernels (executorch/kernels/portable/functions.yaml, op_convolution.cpp)"
-        if options["backend"] == "vulkan":
+        if asked.options["backend"] == "vulkan":
             with _toolchain():
                 return _vulkan.refusals(graph, volumetric=no_3d), ()
         found = _xnnpack.refusals(

@@ -8,7 +8,6 @@ stacking of frames; 3-D ones leave the engine, which `_neural_engine_rules` says
 estimate by these rules until a Mac tells; no number of a Mac or an iPhone is measured where the export runs.
 """
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -19,16 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeact._toolchain import toolchain
-from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
+from edgeact._vendor_compiler import run_compiler
 from edgeact.errors import MissingDependencyError
 from edgeact.quantize.scheme import Scheme
 from edgeact.targets._neural_engine_rules import MOVES, refused
+from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
     from edgeact.targets._target import Refusal
+
 
 __all__ = ["TARGET", "CoreML"]
 
@@ -64,7 +65,7 @@ split_with_sizes t to unsqueeze view
 _MOVES = frozenset(_ATEN_MOVES.split())
 
 
-class CoreML:
+class CoreML(Target):
     """`model.mlpackage`, `model.operators.json`, `placement.json` and `run_on_mac.py`."""
 
     summary = "Apple's Neural Engine, through Core ML"
@@ -75,48 +76,42 @@ class CoreML:
         "deployment": ("iOS17", "iOS18", "iOS26"),
         "activations": ("float16", "int8"),
     }
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        ("fp16", "int8"): "activations in int8 go with weights in int8: --precision int8",
-        ("fp32", ""): "the Neural Engine computes in float16 alone",
-    }
     runtime = "coreml"
-    proxy = None
+    needs = ("coremltools", "coreml")
+    takes_images = True
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def conflict(self, precision: str, options: Mapping[str, str]) -> str:
+        """The engine has no float32; activations are in int8 where weights are."""
+        if precision == "fp32":
+            return "the Neural Engine computes in float16 alone"
+        refused = precision == "fp16" and options.get("activations") == "int8"
+        return "activations in int8 go with weights in int8: --precision int8" if refused else ""
+
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert in a process of its own, and add what runs it on a Mac; see `Target.compile`."""
         import torch
 
         from edgeact.runtime import _run_on_mac
 
-        if importlib.util.find_spec("coremltools") is None:
-            raise _missing()
-        activations = options["activations"]
+        self.require_toolchain()
+        deployment, activations = asked.options["deployment"], asked.options["activations"]
         with tempfile.TemporaryDirectory(prefix="edgeact-coreml-") as work:
             saved = Path(work) / "program.pt2"
             torch.export.save(program, saved)
             module = "edgeact.targets._coreml_converter"
             command: list[str | Path] = [sys.executable, "-P", "-m", module, saved, folder]
-            command += [options["deployment"], activations]
-            run_compiler(command, name="coremltools", how=how, environment={"TMPDIR": work})  # it leaves files there
+            command += [deployment, activations]
+            run_compiler(command, name="coremltools", how=asked.how, environment={"TMPDIR": work})
         shutil.copyfile(_run_on_mac.__file__, folder / "run_on_mac.py")
         counts = json.loads((folder / "model.operators.json").read_text())["operators"]
-        rounded = {"fp16": "", "int8": f"int8 weights, activations in {activations}; "}[precision]
+        rounded = {"fp16": "", "int8": f"int8 weights, activations in {activations}; "}[asked.precision]
         return (
-            f"Core ML: {rounded}needs {options['deployment']} or what Apple released beside it; operators of MIL: "
+            f"Core ML: {rounded}needs {deployment} or what Apple released beside it; operators of MIL: "
             + ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             "Core ML: where each op runs is estimated by rules; run_on_mac.py of the bundle measures it on a Mac",
         )
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What coremltools has no translation of, and what leaves the Neural Engine; see `Target.refusals`."""
         from edgeact.targets._target import Refusal
 

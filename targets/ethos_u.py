@@ -7,16 +7,14 @@ Ethos-U has no 3-D convolution and computes in integers alone, so time is lowere
 Time, memory and traffic are Vela's estimates: `estimate.json`, and by layer `placement.json`.
 """
 
-import importlib.util
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeact._vendor_compiler import DEFAULT, Compilation
-from edgeact.errors import MissingDependencyError
 from edgeact.quantize.scheme import AFFINE
-from edgeact.targets._ethos_u_configs import CONFIGS, EXCLUDED, MEMORY_MODES, SYSTEM_CONFIGS, resolve
+from edgeact.targets._ethos_u_configs import CONFIGS, MEMORY_MODES, SYSTEM_CONFIGS, conflict, resolve
+from edgeact.targets._target import Request, Target
 from edgeact.targets.litert import LiteRT
 
 if TYPE_CHECKING:
@@ -25,12 +23,11 @@ if TYPE_CHECKING:
 
     from edgeact.targets._target import Refusal
 
+
 __all__ = ["TARGET", "EthosU"]
 
-_INTEGERS = "an Ethos-U computes in integers alone (Vela, SUPPORTED_OPS.md: feature maps are 8, 16 and 32 bits wide)"
 
-
-class EthosU:
+class EthosU(Target):
     """`model_vela.tflite`, `model.tflite`, `placement.json` and `estimate.json`."""
 
     summary = "Arm Ethos-U microNPUs, through Vela"
@@ -42,32 +39,26 @@ class EthosU:
         "system_config": SYSTEM_CONFIGS,
         "memory_mode": MEMORY_MODES,
     }
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        ("fp32", ""): _INTEGERS,
-        ("fp16", ""): _INTEGERS,
-        **EXCLUDED,
-    }
     runtime = "ethos_u"
     proxy = "ethos_u_reference"
+    needs = ("ethosu", "ethos-u")
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def conflict(self, precision: str, options: Mapping[str, str]) -> str:
+        """Integers alone, and what Vela knows of a family's memories."""
+        if precision not in ("", "int8"):
+            return "an Ethos-U computes in integers alone (Vela, SUPPORTED_OPS.md: feature maps have 8, 16 or 32 bits)"
+        return conflict(options) if options else ""
+
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert to an int8 .tflite, and that to the NPU's commands; see `Target.compile`."""
-        if importlib.util.find_spec("ethosu") is None:
-            raise MissingDependencyError("ethosu.vela", "ethos-u", "exporting to ethos_u")
+        self.require_toolchain()
         from edgeact.targets._tflite import with_int8_logits
         from edgeact.targets._vela import compile_for_npu
 
-        LiteRT().compile(program, folder, precision, {}, how)
+        LiteRT().compile(program, folder, Request(asked.precision, how=asked.how))
         with tempfile.TemporaryDirectory(prefix="edgeact-ethos-u-") as work:
             with_int8_logits(folder / "model.tflite", Path(work) / "model.tflite")
-            estimate, moved = compile_for_npu(Path(work) / "model.tflite", folder, *resolve(options), how)
+            estimate, moved = compile_for_npu(Path(work) / "model.tflite", folder, *resolve(asked.options), asked.how)
         left = ", ".join(f"{count} {op}" for op, count in moved.items())
         return (
             f"estimated, not measured: {estimate}",
@@ -75,13 +66,11 @@ class EthosU:
             *((f"ops that move data stay on the CPU, and cut the network into parts: {left}",) if left else ()),
         )
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What Vela leaves to the CPU, by its documented constraints; see `Target.refusals`."""
         from edgeact.targets._vela_rules import refusals
 
-        config, system_config, memory_mode = resolve(options)
+        config, system_config, memory_mode = resolve(asked.options)
         return refusals(graph, config), (f"Vela 5.2.0's rules for {config}, {system_config}, {memory_mode}",)
 
 

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import InputError, ToolchainError
 from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import PORTABLE
+from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from edgeact.targets._target import Refusal
 
+
 __all__ = ["TARGET", "Jetson"]
 
 
-class Jetson:
+class Jetson(Target):
     """`model.onnx`, `placement.json`, `model.conformance.json` and `build_engine.py`."""
 
     summary = "NVIDIA Jetson, through TensorRT"
@@ -41,21 +42,19 @@ class Jetson:
         "jetpack": ("6.2", "6.1", "6.0", "5.1"),
         "accelerator": ("gpu", "dla"),
     }
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        ("int8", "dla"): "a DLA reads no Q/DQ (NVIDIA, Working with DLA)",
-        ("fp32", "dla"): "a DLA computes in fp16 and int8 alone (NVIDIA, Working with DLA)",
-    }
     runtime = "tensorrt"
     proxy = "onnxruntime"
+    needs = ("onnxscript", "export")
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def conflict(self, precision: str, options: Mapping[str, str]) -> str:
+        """What a DLA has no arithmetic for (NVIDIA, Working with DLA)."""
+        if options.get("accelerator") != "dla" or precision in ("", "fp16"):
+            return ""
+        if precision == "int8":
+            return "a DLA reads no Q/DQ (NVIDIA, Working with DLA)"
+        return "a DLA computes in fp16 and int8 alone (NVIDIA, Working with DLA)"
+
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Write ONNX, hold it against the rules and a real parser, and add the recipe; see `Target.compile`."""
         import onnx
 
@@ -66,20 +65,20 @@ class Jetson:
         from edgeact.targets._tensorrt_rtx import parser_name, refused
         from edgeact.targets._tensorrt_rules import RELEASES
 
-        model = to_onnx(program, precision)
-        if precision == "int8":
+        model = to_onnx(program, asked.precision)
+        if asked.precision == "int8":
             fuse(model)
-            if RELEASES[options["jetpack"]].tensorrt.startswith("8."):
+            if RELEASES[asked.options["jetpack"]].tensorrt.startswith("8."):
                 float_weights(model)
-        if options["accelerator"] == "dla":
+        if asked.options["accelerator"] == "dla":
             for_dla(model)
-        _check_opset(model, options)
-        placement = _placement(model, options)
+        _check_opset(model, asked.options)
+        placement = _placement(model, asked.options)
         told = {
-            "jetpack": options["jetpack"],
-            "tensorrt": RELEASES[options["jetpack"]].tensorrt,
-            "accelerator": options["accelerator"],
-            "precision": precision,
+            "jetpack": asked.options["jetpack"],
+            "tensorrt": RELEASES[asked.options["jetpack"]].tensorrt,
+            "accelerator": asked.options["accelerator"],
+            "precision": asked.precision,
             "parsed_by": parser_name(),
         }
         onnx.save(model, folder / "model.onnx")
@@ -89,11 +88,9 @@ class Jetson:
         write_placement(folder, placement)
         shutil.copyfile(_build_engine.__file__, folder / "build_engine.py")
         opset, nodes = model.opset_import[0].version, len(model.graph.node)
-        return (f"ONNX of opset {opset}, {nodes} nodes, held against {_authority(options)}",)
+        return (f"ONNX of opset {opset}, {nodes} nodes, held against {_authority(asked.options)}",)
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the rules say of the graph's own ONNX; see `Target.refusals`."""
         import onnx
         import torch
@@ -108,11 +105,11 @@ class Jetson:
         with torch.no_grad():
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
         model = to_onnx(program, "fp32")
-        if options["accelerator"] == "dla":
+        if asked.options["accelerator"] == "dla":
             for_dla(model)
-        _check_opset(model, options)
-        release, int8 = RELEASES[options["jetpack"]], precision == "int8"
-        by_name = refused_nodes(model, release, options["accelerator"], int8=int8)
+        _check_opset(model, asked.options)
+        release, int8 = RELEASES[asked.options["jetpack"]], asked.precision == "int8"
+        by_name = refused_nodes(model, release, asked.options["accelerator"], int8=int8)
         with tempfile.TemporaryDirectory(prefix="edgeact-jetson-") as folder:
             onnx.save(model, Path(folder) / "model.onnx")
             if (stopped := refused(Path(folder) / "model.onnx")) is not None:
@@ -124,7 +121,7 @@ class Jetson:
             node = ops.get(op_of(name))
             if node is not None and (node not in found or found[node].runs):
                 found[node] = refusal
-        return found, (_authority(options),)
+        return found, (_authority(asked.options),)
 
 
 def _authority(options: Mapping[str, str]) -> str:

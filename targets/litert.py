@@ -9,19 +9,19 @@ With `npu`, the int8 file is held against the rules of LiteRT's compiler for tha
 that compiler compiles it for one chip. What runs here, and is timed, is XNNPACK all the same.
 """
 
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
-from edgeact.errors import MissingDependencyError, ToolchainError
+from edgeact._vendor_compiler import Compilation, run_compiler
+from edgeact.errors import ToolchainError
 from edgeact.placement import write_placement
 from edgeact.quantize.scheme import Scheme
 from edgeact.targets import _litert_aot
 from edgeact.targets._litert_npu_rules import NPUS, computed_in_float, estimate
+from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
     from edgeact.targets._target import Refusal
 
+
 __all__ = ["TARGET", "LiteRT"]
 
 
-class LiteRT:
+class LiteRT(Target):
     """`model.tflite`; for an NPU `placement.json`, and `model_<npu>_<soc>.tflite` where its vendor's SDK is given."""
 
     summary = "phones and boards, through LiteRT (TensorFlow Lite) and XNNPACK"
@@ -43,53 +44,47 @@ class LiteRT:
         "npu": ("none", *NPUS),
         "soc": ("none", *(soc for npu in NPUS.values() for soc in npu.socs)),
     }
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        (precision, npu): "the rules are held against integers: --precision int8"
-        for precision in ("fp32", "fp16")
-        for npu in NPUS
-    }
     runtime = "litert"
-    proxy = None
+    needs = ("litert_torch", "litert-export")
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def conflict(self, precision: str, options: Mapping[str, str]) -> str:
+        """The rules of NPUs are of int8."""
+        refused = options.get("npu", "none") != "none" and precision not in ("", "int8")
+        return "the rules are held against integers: --precision int8" if refused else ""
+
+    def check_sdk(self, options: Mapping[str, str], sdk: Path | None) -> None:
+        """An SDK goes with an NPU and a chip; see `Target.check_sdk`."""
+        _litert_aot.check(options["npu"], options["soc"], sdk)
+
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert in a process of its own, and check what came out; see `Target.compile`."""
         import torch
 
-        npu, soc = options.get("npu", "none"), options.get("soc", "none")
-        _litert_aot.check(npu, soc, how.sdk)
-        if importlib.util.find_spec("litert_torch") is None:
-            raise MissingDependencyError("litert_torch", "litert-export", "exporting to litert")
+        npu, soc = asked.options.get("npu", "none"), asked.options.get("soc", "none")
+        _litert_aot.check(npu, soc, asked.how.sdk)
+        self.require_toolchain()
         with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
             torch.export.save(program, Path(work) / "program.pt2")
-            _convert(Path(work) / "program.pt2", folder / "model.tflite", precision, how)
+            _convert(Path(work) / "program.pt2", folder / "model.tflite", asked.precision, asked.how)
         model = folder / "model.tflite"
         _refuse_foreign_ops(model)
         if npu == "none":
             return ()
         told = f"{npu}: compiled for no chip: that needs the vendor's SDK (--sdk); held against {NPUS[npu].source}"
         placement = estimate(model, npu)
-        if how.sdk is not None:
-            placement = _litert_aot.compile_for(model, folder / f"model_{npu}_{soc}.tflite", npu, soc, how)
+        if asked.how.sdk is not None:
+            placement = _litert_aot.compile_for(model, folder / f"model_{npu}_{soc}.tflite", npu, soc, asked.how)
             told = f"{npu}: LiteRT's compiler made model_{npu}_{soc}.tflite with the SDK; it has not run on any {soc}"
         write_placement(folder, placement)
         floats = ", ".join(f"{count} {op}" for op, count in computed_in_float(model).items())
         unsure = (f"{npu}: in float32, of which no rule says whether it is taken: {floats}",) if floats else ()
         return (told, *unsure, f"{npu}: accuracy and time are of model.tflite on this CPU (XNNPACK), not of the NPU")
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What the XNNPACK delegate, or the compiler for the NPU, leaves out; see `Target.refusals`."""
         from edgeact.targets import _litert_npu_graph, _xnnpack
 
-        npu = options.get("npu", "none")
+        npu = asked.options.get("npu", "none")
         if npu != "none":
             return _litert_npu_graph.refusals(graph, npu), (f"{npu}: {NPUS[npu].source}",)
         found = _xnnpack.refusals(

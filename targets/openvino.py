@@ -14,13 +14,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from edgeact._capture import quiet_torchao
 from edgeact._macs import layer_of
-from edgeact._vendor_compiler import DEFAULT, Compilation
 from edgeact.errors import MissingDependencyError, ToolchainError
 from edgeact.quantize.scheme import Scheme
+from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -28,34 +28,26 @@ if TYPE_CHECKING:
 
     from edgeact.targets._target import Refusal
 
+
 __all__ = ["TARGET", "OpenVINO"]
 
 _FULL_DISK_BYTES = 1 << 16  # what a stream that failed may leave free: less than one of its buffers
 
 
-class OpenVINO:
+class OpenVINO(Target):
     """`model.xml` and `model.bin`."""
 
     summary = "Intel and AMD CPUs, through OpenVINO"
     precisions = ("fp32", "fp16", "int8")
     forms = ("volumetric", "folded", "unrolled")
     scheme = Scheme()
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {}
     runtime = "openvino"
-    proxy = None
+    needs = ("openvino", "openvino")
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert, fix the shapes, and save; see `Target.compile`."""
         with _toolchain():
-            if precision == "int8":
+            if asked.precision == "int8":
                 from edgeact.targets._fake_quantize import with_fake_quantize
 
                 program = with_fake_quantize(program)
@@ -64,12 +56,10 @@ class OpenVINO:
             model.reshape({model.input(0): list(shape.meta["val"].shape)})
             model.input(0).get_tensor().set_names({"clip"})
             model.output(0).get_tensor().set_names({"logits"})
-            _save(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
+            _save(model, folder / "model.xml", compress_to_fp16=asked.precision == "fp16")
         return ()
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What OpenVINO's own converter cannot translate, as it says when asked; see `Target.refusals`."""
         import torch
 

@@ -8,7 +8,6 @@ from which a device or another QNN can compile again. Binaries are cached by wha
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 import sys
@@ -17,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeact._vendor_compiler import DEFAULT, Compilation, run_compiler
+from edgeact._vendor_compiler import Compilation, run_compiler
 from edgeact.engine import Engine, build_engine
-from edgeact.errors import MissingDependencyError
 from edgeact.placement import PlacedOp, Placement, write_placement
 from edgeact.quantize.scheme import AFFINE
 from edgeact.targets._htp_rules import FLOAT, placed
+from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
     from edgeact.targets._target import Refusal
+
 
 __all__ = ["TARGET", "Qualcomm"]
 
@@ -57,7 +57,7 @@ _SOCS = {
 _LEAST_DB = {"int8": 15.0, "int16": 45.0, "fp16": 40.0}
 
 
-class Qualcomm:
+class Qualcomm(Target):
     """`model.context.bin` and `.onnx`, `model.onnx` and `placement.json`."""
 
     summary = "Qualcomm Snapdragon NPUs (Hexagon HTP), through ONNX Runtime and QNN"
@@ -65,47 +65,47 @@ class Qualcomm:
     forms = ("unrolled", "folded", "volumetric")
     scheme = AFFINE
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"soc": tuple(_SOCS), "activations": ("int8", "int16")}
-    excluded: ClassVar[Mapping[tuple[str, str], str]] = {
-        **{("fp16", soc): "QNN 2.51 takes no float16 for it" for soc in ("QCM6490", "QCS6490")},
-        ("fp16", "int16"): "activations in int16 are of int8, and fp16 computes in float16",
-    }
     runtime = "qnn"
-    proxy = None
+    needs = ("onnxruntime_qnn", "qualcomm")
 
-    def compile(
-        self,
-        program: "ExportedProgram",
-        folder: Path,
-        precision: str,
-        options: Mapping[str, str],
-        how: Compilation = DEFAULT,
-    ) -> tuple[str, ...]:
+    def conflict(self, precision: str, options: Mapping[str, str]) -> str:
+        """Chips without float16; activations in int16 are of an int8 network."""
+        if precision != "fp16":
+            return ""
+        if options.get("soc") in ("QCM6490", "QCS6490"):
+            return "QNN 2.51 takes no float16 for it"
+        return (
+            "activations in int16 are of int8, and fp16 computes in float16"
+            if options.get("activations") == "int16"
+            else ""
+        )
+
+    def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Write ONNX, compile it in a process of its own, and check the binary; see `Target.compile`."""
         import onnx
 
-        if importlib.util.find_spec("onnxruntime_qnn") is None:
-            raise MissingDependencyError("onnxruntime_qnn", "qualcomm", "exporting to qualcomm")
-        model = _onnx_for(program, precision, options)
+        self.require_toolchain()
+        from edgeact.targets._onnx import crossing_bytes
+
+        model = _onnx_for(program, asked.precision, asked.options)
         onnx.save(model, folder / "model.onnx")
-        kind = "fp16" if precision == "fp16" else options["activations"]
-        engine, is_new = _context(folder, kind, options["soc"], how)
+        kind = "fp16" if asked.precision == "fp16" else asked.options["activations"]
+        engine, is_new = _context(folder, kind, asked.options["soc"], asked.how)
         for name in ("model.context.bin", "model.context.onnx"):
             shutil.copyfile(engine.folder / name, folder / name)
         ops = placed(model)
-        write_placement(folder, Placement.of(ops, "measured", _crossing_bytes(model)))
+        write_placement(folder, Placement.of(ops, "measured", crossing_bytes(model)))
         told, qnn = json.loads((engine.folder / "checked.json").read_text()), engine.stamp["machine"]["qnn"]
         when = "" if is_new else f", when it was first compiled ({engine.stamp['date']}): the binary is from the cache"
         return (
-            f"for {options['soc']}: compiled by QNN {qnn} in {told['seconds']:g} s{when}; in its emulator "
+            f"for {asked.options['soc']}: compiled by QNN {qnn} in {told['seconds']:g} s{when}; in its emulator "
             f"{told['sqnr_db']:g} dB from the same graph on a CPU",
             "every op is on the HTP: its binary is all that the wrapper holds; they are listed as model.onnx has them, "
             "and HTP may join them",
             *_floats_in_words(ops),
         )
 
-    def refusals(
-        self, graph: "GraphModule", options: Mapping[str, str], precision: str
-    ) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
+    def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":
         """What QNN's provider has no builder for, by the graph's own ONNX; see `Target.refusals`."""
         import torch
 
@@ -165,19 +165,6 @@ def _context(folder: Path, kind: str, soc: str, how: Compilation) -> tuple[Engin
         return told
 
     return build_engine("qualcomm", folder, facts | {"qnn": qnn_version, "soc": soc} | provider, build), is_new
-
-
-def _crossing_bytes(model: "ModelProto") -> int:
-    """The clip in and the logits out."""
-    import numpy as np
-    from onnx import helper
-
-    total = 0
-    for value in (*model.graph.input, *model.graph.output):
-        tensor = value.type.tensor_type
-        count = int(np.prod([dim.dim_value for dim in tensor.shape.dim]))
-        total += count * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-    return total
 
 
 TARGET = Qualcomm()

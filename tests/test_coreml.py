@@ -30,7 +30,7 @@ from edgeact.parity import Gates, NotMeasured
 from edgeact.placement import Placement, read_placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.runtime import coreml, load_runner
-from edgeact.targets import check_options, check_precision, get_target
+from edgeact.targets import Request, check_options, check_precision, get_target
 from edgeact.targets._coreml_program import as_images
 from edgeact.targets._neural_engine_rules import refused
 
@@ -187,7 +187,7 @@ def test_an_op_that_coremltools_does_not_know(clips: list[Any], tmp_path: Path) 
     assert (layer.name, layer.op) == ("1", "i0")
     program = behind_uint8(fold(network.eval(), SPEC), SPEC)
     with pytest.raises(ToolchainError, match=r"could not compile this network: aten\..*i0.* of 1: coremltools has no"):
-        get_target("coreml").compile(program, tmp_path, "fp16", check_options("coreml", {}))
+        get_target("coreml").compile(program, tmp_path, Request("fp16", check_options("coreml", {})))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_what_it_does_not_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         check_options("coreml", {"deployment": "iOS19"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"exporting to coreml needs coremltools.*edgeact\[coreml\]"):
-        get_target("coreml").compile(None, tmp_path, "fp16", check_options("coreml", {}))  # type: ignore[arg-type]
+        get_target("coreml").compile(None, tmp_path, Request("fp16", check_options("coreml", {})))  # type: ignore[arg-type]
 
 
 STAND_IN = '''"""Stands in for coremltools on a Mac: a golden clip's reference logits, with an error."""

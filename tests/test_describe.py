@@ -194,6 +194,9 @@ def test_what_cannot_be_fitted_says_why(train: FeatureSet, monkeypatch: pytest.M
         fit_pca(np.ones((30, 5)), 3)
     with pytest.raises(SvmError, match="3 videos of one class"):
         train_svm(np.eye(3), np.zeros(3, np.int64), 2)
+    alike = tuple(dataclasses.replace(sample, label=0) for sample in train.dataset.samples)
+    with pytest.raises(SvmError, match=f"{n} videos of one class"):
+        fit(dataclasses.replace(train, dataset=dataclasses.replace(train.dataset, samples=alike)), model_name="c3d")
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
     with pytest.raises(MissingDependencyError, match=r"edgeact\[describe\]"):
         fit(train, model_name="c3d")

@@ -31,6 +31,7 @@ from edgeact.run import classify_video
 from edgeact.runtime import needs_engine
 from edgeact.targets import get_target, list_targets
 from edgeact.video import iter_windows
+from edgeact.whitening import Whitening
 
 SPEC = ClipSpec(frames=16, frame_stride=1, short_side=18, crop_height=16, crop_width=16)
 DIMS = 6
@@ -226,6 +227,12 @@ def test_int8_is_calibrated_on_features(model: nn.Module, descriptor: Descriptor
     assert [rung.name for rung in found.numerics.rungs] == ["folded", "quantized", "artifact"]
     assert isinstance(found.descriptors, Descriptors)
     assert 0.9 < found.descriptors.cosine < 0.999999
+    assert isinstance(found.whitening, Whitening)
+    assert found.whitening.clips == found.descriptors.n
+    assert found.whitening.cosine[0] == pytest.approx(found.descriptors.cosine, abs=2e-3)
+    assert found.whitening.cosine[1] < found.whitening.cosine[0]
+    assert isinstance(found.accuracy, Accuracy)
+    assert found.whitening.svm_reference == found.accuracy.top1_reference
     with pytest.raises(InputError, match="keep_float 'auto' judges by classes"):
         export(model, descriptor, videos, tmp_path, precision="int8", int8=Int8(keep_float="auto"))
 

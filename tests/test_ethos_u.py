@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgeact.errors import BundleError, InputError, MissingDependencyError, Tool
 from edgeact.forecast import forecast
 from edgeact.placement import Placement
 from edgeact.runtime import load_runner
-from edgeact.targets import _vela, check_options, check_precision, get_target
+from edgeact.targets import Request, _vela, check_options, check_precision, get_target
 
 SPEC = ClipSpec(frames=4, frame_stride=1, short_side=32, crop_height=32, crop_width=32, mean=(0.4, 0.5, 0.6))
 CONFIGS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
@@ -63,7 +64,7 @@ def strided() -> Any:
 
 
 def compiled(program: Any, folder: Path, **given: str) -> tuple[tuple[str, ...], Placement]:
-    notes = get_target("ethos_u").compile(program, folder, "int8", check_options("ethos_u", given, "int8"))
+    notes = get_target("ethos_u").compile(program, folder, Request("int8", check_options("ethos_u", given, "int8")))
     placement = load_runner("ethos_u_reference", folder, SPEC).placement()
     assert isinstance(placement, Placement)
     return notes, placement
@@ -72,6 +73,7 @@ def compiled(program: Any, folder: Path, **given: str) -> tuple[tuple[str, ...],
 def test_all_of_a_network_is_on_the_npu(plain: Any, tmp_path: Path) -> None:
     notes, placement = compiled(plain, tmp_path)
     assert (placement.fallback_ops, placement.kind) == (0, "estimated")
+    assert placement.crossing_bytes == math.prod(SPEC.clip_shape) + 5, "the clip, and an int8 logit of each class"
     assert {kernel.partition(" ")[0] for kernel in placement.kernels} == {"NPU"}, "nothing that moves data is outside"
     layers = {layer.name: layer for layer in placement.layers}
     assert {"stem.0", "depthwise", "fc"} <= set(layers)
@@ -124,6 +126,9 @@ def test_the_forecast_is_what_vela_does(config: str, strided: Any, tmp_path: Pat
     assert set(falls) == (set() if "u85" in config else {"depthwise"})
     assert all("kernel stride must be in the range (1, 3)" in reason for reason in falls.values())
     assert ("kernel stride: 4" in " ".join(placement.fallback)) is bool(falls)
+    whole = math.prod(SPEC.clip_shape) + 5
+    assert placement.crossing_bytes is not None
+    assert (placement.crossing_bytes > whole) is bool(falls), "what the CPU computes is handed over, and back"
     assert ("ms on the NPU, without what runs on the CPU" in notes[0]) is bool(falls)
     assert json.loads((tmp_path / "estimate.json").read_text())["npu_alone"] is bool(falls)
     assert found.runs
@@ -180,7 +185,7 @@ def test_a_stride_that_vela_cannot_compile_is_forecast_and_an_error(tmp_path: Pa
     assert not found.runs
     assert "a stride above 3 is only supported without dilation and padding" in reasons[0]
     with pytest.raises(ToolchainError, match=r"Vela could not compile this network: .*could not run on NPU"):
-        get_target("ethos_u").compile(program_of(model), tmp_path, "int8", options)
+        get_target("ethos_u").compile(program_of(model), tmp_path, Request("int8", options))
     assert not (tmp_path / "model_vela.tflite").exists()
 
 
@@ -211,13 +216,13 @@ def test_what_is_refused_before_anything_runs() -> None:
         check_options("ethos_u", {"system_config": "Ethos_U85_SYS_DRAM_Mi"})
     other = {"config": "ethos-u55-128", "system_config": "Ethos_U85_SYS_DRAM_Mid"}
     with pytest.raises(
-        InputError, match=r"another family; of this one are Ethos_U55_High_End_Embedded, Ethos_U55_Deep"
+        InputError, match=r"another family than ethos-u55-128, which has Ethos_U55_High_End_Embedded, Ethos_U55_Deep"
     ):
         check_options("ethos_u", other)
-    with pytest.raises(InputError, match=r"Dedicated_Sram does not go with ethos-u55-128 .*flash"):
+    with pytest.raises(InputError, match=r"does not export config ethos-u55-128, memory_mode Dedicated_Sram: .*flash"):
         check_options("ethos_u", {"config": "ethos-u55-128", "memory_mode": "Dedicated_Sram"})
     flash = {"system_config": "Ethos_U85_SYS_Flash_Low", "memory_mode": "Dedicated_Sram_384KB"}
-    with pytest.raises(InputError, match="its second memory is flash"):
+    with pytest.raises(InputError, match="is flash, which holds no activations"):
         check_options("ethos_u", flash)
 
 
@@ -254,15 +259,15 @@ def test_vela_that_is_missing_fails_or_runs_too_long(
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[ethos-u\]'"):
-            target.compile(plain, tmp_path, "int8", options)
+            target.compile(plain, tmp_path, Request("int8", options))
     with pytest.raises(ToolchainError, match=r"was stopped after 0\.05 s, the time limit"):
-        target.compile(plain, tmp_path, "int8", options, Compilation(time_limit_s=0.05))
+        target.compile(plain, tmp_path, Request("int8", options, Compilation(time_limit_s=0.05)))
     run = _vela.run_compiler
     for code, message in (("print('nothing')", "wrote no per-layer"), ("import os; os.abort()", "Vela crashed")):
         stub = [sys.executable, "-c", code]
         monkeypatch.setattr(_vela, "run_compiler", lambda _, stub=stub, **more: run(stub, **more))
         with pytest.raises(ToolchainError, match=message):
-            target.compile(plain, tmp_path, "int8", options)
+            target.compile(plain, tmp_path, Request("int8", options))
 
 
 def test_a_bundle_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

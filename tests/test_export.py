@@ -25,7 +25,7 @@ from edgeact.placement import Placement
 from edgeact.results import write_results
 from edgeact.runtime import needs_engine
 from edgeact.runtime._memory import peak_memory_mb
-from edgeact.targets import check_form, check_precision, get_target, list_targets
+from edgeact.targets import Request, check_form, check_precision, get_target, list_targets
 from edgeact.validate import judge_results
 
 
@@ -309,8 +309,8 @@ def test_targets_say_what_they_are() -> None:
         for precision in target.precisions:
             check_precision(name, precision)
     members = {name for name in dir(get_target("openvino")) if not name.startswith("_")}
-    told = {"summary", "precisions", "forms", "scheme", "options", "excluded", "runtime", "proxy"}
-    assert members == told | {"compile", "refusals"}
+    told = {"summary", "precisions", "forms", "scheme", "options", "runtime", "proxy", "needs", "takes_images"}
+    assert members == told | {"compile", "refusals", "conflict", "check_sdk", "require_toolchain"}
 
 
 def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,18 @@ def test_a_missing_runtime_names_its_extra(bundle: edgeact.Bundle, monkeypatch: 
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[openvino\]'"):
         edgeact.load(bundle)
     with pytest.raises(MissingDependencyError, match="exporting to openvino needs openvino"):
-        get_target("openvino").compile(None, bundle.path, "fp32", {})  # type: ignore[arg-type]
+        get_target("openvino").compile(None, bundle.path, Request("fp32"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", list_targets())
+def test_a_missing_compiler_is_told_before_anything_is_decoded(
+    target: str, tiny_spec: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, extra = get_target(target).needs
+    precision = get_target(target).precisions[0]
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=rf"exporting to {target} needs {package}, .*\[{extra}\]"):
+        edgeact.export(nn.Flatten(), target=target, precision=precision, spec=tiny_spec, data=tmp_path / "absent")
 
 
 def test_a_manifest_never_names_a_module(bundle: edgeact.Bundle) -> None:

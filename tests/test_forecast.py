@@ -16,7 +16,7 @@ from edgeact.errors import ToolchainError, UnknownNameError
 from edgeact.forecast import Forecast, forecast
 from edgeact.placement import Placement, read_placement
 from edgeact.runtime import load_runner
-from edgeact.targets import check_options, get_target
+from edgeact.targets import Request, check_options, get_target
 
 RUNTIMES = {"android": "executorch", "litert": "litert"}
 
@@ -71,7 +71,7 @@ def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpe
     assert supports(found, "lowered") >= {"conv3d", "max_pool3d"}
     clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
     program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), found.form, clip)
-    get_target(target).compile(program, tmp_path, "fp32", check_options(target, {}))
+    get_target(target).compile(program, tmp_path, Request("fp32", check_options(target, {})))
     placement = load_runner(RUNTIMES[target], tmp_path, tiny_spec, 1).placement()
     assert isinstance(placement, Placement)
     if target == "android":
@@ -90,7 +90,7 @@ def test_the_forecast_of_a_jetson_is_what_the_export_says(tiny_spec: ClipSpec, t
     model.extend([nn.Flatten(), nn.Linear(8, 5)])
     found = forecast(model, target="jetson", spec=tiny_spec, form="volumetric", precision="fp16")
     program = behind_uint8(fold(model, tiny_spec), tiny_spec)
-    get_target("jetson").compile(program, tmp_path, "fp16", check_options("jetson", {}))
+    get_target("jetson").compile(program, tmp_path, Request("fp16", check_options("jetson", {})))
     macs = {layer.name: layer.macs for layer in found.layers}
     placement = read_placement(tmp_path).with_macs(macs)
     assert fallen(placement) == {layer.name for layer in found.layers if layer.support == "falls back"} == {"1"}
@@ -108,7 +108,7 @@ def test_the_forecast_is_what_vulkan_takes(
     assert supports(found, "falls back") == {"elu", "max_pool3d"} | falling_back
     clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
     program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), form, clip)
-    get_target("android").compile(program, tmp_path, "fp32", options)
+    get_target("android").compile(program, tmp_path, Request("fp32", options))
     outside = {op.split(".")[1] for op in read_placement(tmp_path).fallback}
     parts = {"max_pool3d": "maximum", "conv3d": "convolution"}
     assert outside == {parts.get(op, op) for op in supports(found, "falls back")}
@@ -188,7 +188,7 @@ def test_averages_are_delegated(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     assert not supports(found, "falls back")
     clip = torch.zeros(1, *tiny_spec.clip_shape, dtype=torch.uint8).numpy()
     program = lower_and_prove(behind_uint8(fold(Averages().eval(), tiny_spec), tiny_spec), "unrolled", clip)
-    get_target("android").compile(program, tmp_path, "fp32", check_options("android", {}))
+    get_target("android").compile(program, tmp_path, Request("fp32", check_options("android", {})))
     placement = load_runner("executorch", tmp_path, tiny_spec, 1).placement()
     assert isinstance(placement, Placement)
     assert not placement.fallback
@@ -214,7 +214,7 @@ def test_what_a_gpu_bundle_has_no_word_for_cannot_run(tiny_spec: ClipSpec, tmp_p
     (reason,) = {layer.reason for layer in found.layers if layer.reason}
     program = behind_uint8(fold(MatrixExponential().eval(), tiny_spec), tiny_spec)
     with pytest.raises(ToolchainError) as refused:
-        get_target("gpu").compile(program, tmp_path, "fp32", {})
+        get_target("gpu").compile(program, tmp_path, Request("fp32"))
     assert str(refused.value) == reason
     assert reason.startswith("a bundle has no word for the op aten.linalg_matrix_exp.default: ")
     for form in get_target("gpu").forms:

@@ -26,7 +26,7 @@ from edgeact.placement import IN_FLOAT, Placement, read_placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.quantize.scheme import PORTABLE
 from edgeact.runtime import load_runner
-from edgeact.targets import check_options, get_target
+from edgeact.targets import Request, check_options, get_target
 from edgeact.targets._qdq import fuse, groups_of
 from edgeact.targets._tensorrt_rtx import parser_name, refused
 from edgeact.targets._tensorrt_rules import RELEASES, compute_ops, refused_nodes
@@ -63,7 +63,7 @@ def written(
     """The ONNX of the residual network in `folder`, and the program it was written from."""
     network = calibrated(Residual(), clips, spec, PORTABLE) if precision == "int8" else fold(Residual().eval(), spec)
     program = lower_and_prove(behind_uint8(network, spec), form, clips[0])
-    get_target("jetson").compile(program, folder, precision, check_options("jetson", options))
+    get_target("jetson").compile(program, folder, Request(precision, check_options("jetson", options)))
     return onnx.load(folder / "model.onnx"), program
 
 
@@ -216,7 +216,7 @@ def test_a_pad_is_of_the_oldest_opset(tiny_spec: ClipSpec, tmp_path: Path) -> No
             return torch.nn.functional.pad(clip, (1, 1, 1, 1), value=0.5).mean((2, 3, 4))
 
     program = behind_uint8(fold(Padded(), tiny_spec), tiny_spec)
-    get_target("jetson").compile(program, tmp_path, "fp32", check_options("jetson", {"jetpack": "5.1"}))
+    get_target("jetson").compile(program, tmp_path, Request("fp32", check_options("jetson", {"jetpack": "5.1"})))
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 17
 
 
@@ -358,7 +358,7 @@ def test_without_the_parser_the_report_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     program = lower_and_prove(behind_uint8(fold(Residual().eval(), tiny_spec), tiny_spec), "folded", clips[0])
-    (note,) = get_target("jetson").compile(program, tmp_path, "fp32", check_options("jetson", {}))
+    (note,) = get_target("jetson").compile(program, tmp_path, Request("fp32", check_options("jetson", {})))
     assert "no real parser: pip install 'edgeact[tensorrt-rtx]'" in note
 
 
@@ -382,7 +382,7 @@ def test_an_op_without_an_onnx_form(tiny_spec: ClipSpec, tmp_path: Path) -> None
 
     program = behind_uint8(fold(Median(), tiny_spec), tiny_spec)
     with pytest.raises(ToolchainError, match="torch cannot write this network as ONNX: "):
-        get_target("jetson").compile(program, tmp_path, "fp32", check_options("jetson", {}))
+        get_target("jetson").compile(program, tmp_path, Request("fp32", check_options("jetson", {})))
 
 
 class Grouped(nn.Module):

@@ -14,7 +14,7 @@ from edgeact._capture import behind_uint8, lower_and_prove, quiet_torchao, run_p
 from edgeact.clip import ClipSpec
 from edgeact.numerics import compare_outputs
 from edgeact.runtime import load_runner
-from edgeact.targets import get_target
+from edgeact.targets import Request, get_target
 
 with quiet_torchao():
     from edgeact.placement import Placement
@@ -76,7 +76,7 @@ def compiled(model: nn.Module, folder: Path, form: str = "unrolled") -> tuple[An
     assert target.scheme is not None
     network = calibrated(model, clips, SPEC, target.scheme)
     program = lower_and_prove(behind_uint8(network, SPEC), form, clips[0])
-    target.compile(program, folder, "int8", {})
+    target.compile(program, folder, Request("int8"))
     return program, clips
 
 

@@ -19,7 +19,7 @@ from edgeact.errors import InputError, MissingDependencyError, ToolchainError, U
 from edgeact.forecast import forecast
 from edgeact.placement import read_placement
 from edgeact.runtime import load_runner
-from edgeact.targets import _litert_aot, check_options, check_sdk, get_target
+from edgeact.targets import Request, _litert_aot, check_options, get_target
 from edgeact.targets._litert_npu_rules import NPUS, estimate, refused
 
 SPEC = ClipSpec(frames=2, short_side=16, crop_height=16, crop_width=16)
@@ -50,7 +50,7 @@ def compile_for(npu: str, folder: Path, soc: str = "none", how: Compilation | No
     network = calibrated(Decaying(), clips, SPEC, target.scheme)  # type: ignore[arg-type]
     program = lower_and_prove(behind_uint8(network, SPEC), "unrolled", clips[0])
     options = check_options("litert", {"npu": npu, "soc": soc}, "int8")
-    return target.compile(program, folder, "int8", options, how or Compilation())
+    return target.compile(program, folder, Request("int8", options, how or Compilation()))
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,11 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         _litert_aot.check("qualcomm", "SM8650", None)
     with pytest.raises(InputError, match=r"--sdk compiles for one chip: give --soc, one of SA8255"):
         _litert_aot.check("qualcomm", "none", tmp_path)
-    with pytest.raises(InputError, match=r"target 'coreml' uses no vendor's SDK: leave --sdk out"):
-        check_sdk("coreml", {}, tmp_path)
-    check_sdk("coreml", {}, None)
+    with pytest.raises(InputError, match=r"this target uses no vendor's SDK: leave --sdk out"):
+        get_target("coreml").check_sdk({}, tmp_path)
+    get_target("coreml").check_sdk({}, None)
     with pytest.raises(InputError, match=r"--sdk is of an NPU"):
-        check_sdk("litert", check_options("litert", {}), tmp_path)
+        get_target("litert").check_sdk(check_options("litert", {}), tmp_path)
     with pytest.raises(InputError, match=r"holds no libQnnHtp\.so"):
         _litert_aot.check("qualcomm", "SM8650", tmp_path)
 

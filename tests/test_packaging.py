@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_file(tmp_path: Path) -> None:
     for top, prefix in (("edgeact", ""), ("quantize", "edgeact/"), ("targets", "edgeact/")):
         for file in (ROOT / top).rglob("*.py"):
             assert prefix + file.relative_to(ROOT).as_posix() in names
-    others = ("py.typed", "_report.html", "results.schema.json", "packaged/ir_csn_26-motion.safetensors")
+    others = ("py.typed", "_head.html", "_report.html", "results.schema.json", "packaged/ir_csn_26-motion.safetensors")
     assert {f"edgeact/{name}" for name in others} <= names
 
 

@@ -28,7 +28,7 @@ from edgeact.placement import IN_FLOAT, Placement, read_placement
 from edgeact.quantize.scheme import AFFINE
 from edgeact.runtime import load_runner, qnn, sample_of
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
-from edgeact.targets import _qnn_compiler, check_options, get_target
+from edgeact.targets import Request, _qnn_compiler, check_options, get_target
 from edgeact.targets._htp_graph import for_htp, frames_first
 from edgeact.targets._htp_rules import FLOAT, placed, refused_nodes
 from edgeact.targets._onnx import to_onnx
@@ -74,7 +74,7 @@ def program_of(spec: ClipSpec, clips: list[Any], precision: str = "int8", form: 
 
 def compiled(folder: Path, program: Any, precision: str = "int8", **options: str) -> tuple[str, ...]:
     folder.mkdir(exist_ok=True)
-    return TARGET.compile(program, folder, precision, check_options("qualcomm", options, precision))
+    return TARGET.compile(program, folder, Request(precision, check_options("qualcomm", options, precision)))
 
 
 def on_cpu(model: onnx.ModelProto, clip: Any) -> Any:
@@ -249,7 +249,7 @@ def test_chips_and_activations_that_do_not_exist() -> None:
 def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[qualcomm\]'"):
-        TARGET.compile(None, tmp_path, "int8", check_options("qualcomm", {}))  # type: ignore[arg-type]
+        TARGET.compile(None, tmp_path, Request("int8", check_options("qualcomm", {})))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[qualcomm\]'"):
         qnn.open_session(tmp_path / "model.onnx", {}, threads=1)

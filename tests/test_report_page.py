@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from report_samples import EVIL, accuracy, report, sustained, unmeasured, without_reference
 
-from edgeact._plots import film_strip, placement_plot, training_plot
+from edgeact._film import film_strip
+from edgeact._plots import placement_plot, training_plot
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.errors import MissingDependencyError
 from edgeact.parity import Gates, Report

@@ -27,7 +27,7 @@ from edgeact.parity import Gates, NotMeasured
 from edgeact.placement import IN_FLOAT, Placement, read_placement, write_placement
 from edgeact.quantize.options import Calibration, Int8
 from edgeact.runtime import is_installed, load_runner
-from edgeact.targets import check_options, get_target
+from edgeact.targets import Request, check_options, get_target
 
 LOWERED = [
     ("android", "fp32"),
@@ -94,7 +94,7 @@ def test_every_form_gives_the_same_logits(target: str, tiny_spec: ClipSpec, tmp_
         folder = tmp_path / form
         folder.mkdir()
         program = lower_and_prove(behind_uint8(fold(model, tiny_spec), tiny_spec), form, clip)
-        get_target(target).compile(program, folder, "fp32", check_options(target, {}))
+        get_target(target).compile(program, folder, Request("fp32", check_options(target, {})))
         runner = load_runner(get_target(target).runtime, folder, tiny_spec, 1)
         np.testing.assert_allclose(runner(clip), expected, rtol=1e-4, atol=1e-5)
 
@@ -108,7 +108,7 @@ def test_openvino_reports_its_use_to_nobody(
     monkeypatch.setattr("multiprocessing.Process", lambda **of: started.append(of))
     clip = np.zeros((1, *tiny_spec.clip_shape), np.uint8)
     program = lower_and_prove(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), "volumetric", clip)
-    get_target("openvino").compile(program, tmp_path, "fp32", {})
+    get_target("openvino").compile(program, tmp_path, Request("fp32"))
     assert (tmp_path / "model.xml").is_file()
     assert not started
     assert "CI" not in os.environ
@@ -141,7 +141,7 @@ def test_int8_on_android_is_what_the_lowered_program_says(
     android = get_target("android")
     graph = calibrated(network(), clips, tiny_spec, android.scheme)  # type: ignore[arg-type]
     program = lower_and_prove(behind_uint8(graph, tiny_spec), form, clips[0])
-    android.compile(program, tmp_path, "int8", check_options("android", {}))
+    android.compile(program, tmp_path, Request("int8", check_options("android", {})))
     runner, simulated = load_runner(android.runtime, tmp_path, tiny_spec, 1), run_program(program)
     found, expected = (np.concatenate([run(clip) for clip in clips]) for run in (runner, simulated))
     sqnr_db, _, _ = compare_outputs(expected, found)
@@ -172,7 +172,7 @@ def test_layers_in_float_between_int8_ones(target: str, tiny_spec: ClipSpec, tmp
         partly = quantize(graph, ranges, found.scheme, keep_float=["conv3d_1"])
     assert in_float(partly, found.scheme) == ["conv3d", "conv3d_1"]
     program = lower_and_prove(behind_uint8(partly, tiny_spec), "unrolled", clips[0])
-    found.compile(program, tmp_path, "int8", check_options(target, {}))
+    found.compile(program, tmp_path, Request("int8", check_options(target, {})))
     runner, simulated = load_runner(found.runtime, tmp_path, tiny_spec, 1), run_program(program)
     given, expected = (np.concatenate([run(clip) for clip in clips]) for run in (runner, simulated))
     assert compare_outputs(expected, given)[0] > 40
@@ -222,7 +222,7 @@ def test_what_a_runner_cannot_load(tiny_spec: ClipSpec, tmp_path: Path) -> None:
 def test_a_model_that_executorch_cannot_run(tiny_spec: ClipSpec, tmp_path: Path) -> None:
     clip = np.zeros((1, *tiny_spec.clip_shape), np.uint8)
     program = lower_and_prove(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), "unrolled", clip)
-    get_target("android").compile(program, tmp_path, "fp32", {"backend": "xnnpack"})
+    get_target("android").compile(program, tmp_path, Request("fp32", {"backend": "xnnpack"}))
     runner = load_runner("executorch", tmp_path, tiny_spec, 1)
     with pytest.raises(ToolchainError, match="ExecuTorch cannot run this model: "):
         runner(clip[:, :, :-1])
@@ -290,7 +290,7 @@ def test_options_that_a_target_does_not_have() -> None:
         (
             "executorch.exir",
             lambda spec, path: get_target("android").compile(
-                behind_uint8(fold(Small().eval(), spec), spec), path, "fp32", {"backend": "xnnpack"}
+                behind_uint8(fold(Small().eval(), spec), spec), path, Request("fp32", {"backend": "xnnpack"})
             ),
             "executorch",
         ),
@@ -314,7 +314,7 @@ def test_a_missing_converter_names_its_extra(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     program = behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec)
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[litert-export\]'"):
-        get_target("litert").compile(program, tmp_path, "fp32", {})
+        get_target("litert").compile(program, tmp_path, Request("fp32"))
     assert not is_installed("litert")
 
 
@@ -333,7 +333,9 @@ def test_a_converter_that_fails_or_crashes_is_an_error(
     run = litert.run_compiler
     monkeypatch.setattr(litert, "run_compiler", lambda _, **more: run([sys.executable, "-c", code], **more))
     with pytest.raises(ToolchainError, match=message):
-        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
+        get_target("litert").compile(
+            behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, Request("fp32")
+        )
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def test_exir_errors_are_translated(
 
     monkeypatch.setattr(exir, "to_edge_transform_and_lower", fail)
     with pytest.raises(ToolchainError, match=f"ExecuTorch could not compile this {message}"):
-        get_target("android").compile(None, tmp_path, "fp32", {"backend": "xnnpack"})  # type: ignore[arg-type]
+        get_target("android").compile(None, tmp_path, Request("fp32", {"backend": "xnnpack"}))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -380,7 +382,9 @@ def test_what_the_litert_converter_wrote_is_checked(
         monkeypatch.setattr(interpreter, "Interpreter", Interpreter)
     monkeypatch.setattr(litert, "_convert", lambda program, artifact, *_: artifact.write_bytes(b"no model"))
     with pytest.raises(ToolchainError, match=message):
-        get_target("litert").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
+        get_target("litert").compile(
+            behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, Request("fp32")
+        )
 
 
 @pytest.mark.parametrize(
@@ -408,7 +412,9 @@ def test_openvino_that_cannot_save_says_whether_the_disk_is_full(
     monkeypatch.setattr(openvino, "save_model", fail)
     monkeypatch.setattr(target.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
     with pytest.raises(error, match=message):
-        get_target("openvino").compile(behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, "fp32", {})
+        get_target("openvino").compile(
+            behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, Request("fp32")
+        )
 
 
 @pytest.mark.slow

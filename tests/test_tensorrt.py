@@ -214,13 +214,13 @@ def test_an_rtx_card_is_offered_tensorrt_for_rtx(
 ) -> None:
     from edgeact._capture import behind_uint8, eager, fold
     from edgeact.runtime import _candidates
-    from edgeact.targets import get_target
+    from edgeact.targets import Request, get_target
 
     rtx, cuda = install(fake_tensorrt("1.7.1"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", rtx)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(3, 4, 3, 2), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 12)).eval()
-    get_target("gpu").compile(behind_uint8(fold(model, tiny_spec), tiny_spec), tmp_path, "fp32", {})
+    get_target("gpu").compile(behind_uint8(fold(model, tiny_spec), tiny_spec), tmp_path, Request("fp32"))
     shape = (1, *tiny_spec.clip_shape)
     clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert "tensorrt-rtx" not in _candidates.candidates(tmp_path, shape, "cpu", 1)

@@ -13,7 +13,7 @@ from edgeact.errors import InputError
 if TYPE_CHECKING:
     from edgeact.extract import Describer
 
-__all__ = ["extract"]
+__all__ = ["extract", "take_describer"]
 
 
 @click.command("extract")
@@ -48,7 +48,7 @@ def extract(source: str, out: str, as_json: bool, quiet: bool, **given: Any) -> 
     if is_live(source):
         if given["workers"] is not None or given["scheduler"] is not None:
             raise InputError(f"{source} is read as it comes, by one process: leave --workers and --scheduler out")
-        describer, _ = _describer(given, live=True)
+        describer, _ = take_describer(given, live=True)
         _until_stopped(
             lambda: extract_live(out, source, describer, hop=given["hop"], per=per, seconds=seconds),
             f"describing {public_name(source)}; ^C ends it",
@@ -59,7 +59,7 @@ def extract(source: str, out: str, as_json: bool, quiet: bool, **given: Any) -> 
         if seconds is not None:
             raise InputError(f"--seconds is of a camera or stream, and {source} is none: leave it out")
         dataset = find_videos(source)
-        describer, recipe = _describer(given, live=False)
+        describer, recipe = take_describer(given, live=False)
         elsewhere = take_elsewhere(given, recipe, videos=len(dataset.samples))
         how = {"hop": given["hop"], "elsewhere": elsewhere, "on_corrupt": "skip", "progress": not quiet}
         videos = open_videos(dataset, describer, **how)
@@ -85,8 +85,12 @@ def _until_stopped(record: Any, what: str, *, shown: bool) -> None:
         interrupt_heard()
 
 
-def _describer(given: dict[str, Any], *, live: bool) -> "tuple[Describer, Any]":
-    """The network that describes, and its recipe for workers."""
+def take_describer(given: dict[str, Any], *, live: bool) -> "tuple[Describer, Any]":
+    """From --bundle, or --descriptor and the `weights_options`: the network that describes, and its recipe for workers.
+
+    Raises:
+        InputError: Neither or both were given, or cannot be used.
+    """
     from edgeact.extract import BundleRecipe, by_bundle
 
     bundle, descriptor = given.pop("bundle"), given.pop("descriptor")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeact.cli._describe_options import data_options, open_parts
+from edgeact.cli._describe_options import data_options, open_parts, print_path
 from edgeact.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ __all__ = ["fit"]
 @data_options
 @click.option("--dims", type=int, default=10, show_default=True, help="Numbers of the descriptor.")
 @click.option("--out", required=True, metavar="FILE", help="The descriptor, a .safetensors file.")
-def fit(dims: int, out: str, as_json: bool, **given: Any) -> None:
+def fit(dims: int, out: str, html: str | None, as_json: bool, **given: Any) -> None:
     """Fit a descriptor on the training part of labelled videos: PCA of a layer's features.
 
     Features of finished videos are kept in the cache: stopped, it goes on where it was.
     """
     from edgeact import describe
+    from edgeact._describe_page import fit_page
+    from edgeact._page import check_page, write_page
     from edgeact.descriptor import check_order, save_descriptor
 
     describe.require_sklearn()
@@ -33,13 +35,17 @@ def fit(dims: int, out: str, as_json: bool, **given: Any) -> None:
         raise InputError(f"--dims {dims}: a descriptor has at least 1")
     if Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: give a file, such as {Path(out) / f'pca{dims}.safetensors'}")
+    page = None if html is None else check_page(html)
     name, (videos,) = open_parts(given, "train")
     found = describe.fit(videos, model_name=name, dims=dims, order=order)
     save_descriptor(out, found)
+    if page is not None:
+        write_page(page, fit_page(found, videos.skipped))
     if as_json:
         click.echo(json.dumps(_fitted(found, out, videos.skipped)))
     else:
         _print_fitted(found, out, videos.skipped)
+        print_path("page", html)
 
 
 def _fitted(found: "Descriptor", out: str, skipped: list[str]) -> dict[str, Any]:
@@ -59,17 +65,16 @@ def _print_fitted(found: "Descriptor", out: str, skipped: list[str]) -> None:
     """The first components, then the last."""
     from rich.console import Console
 
-    from edgeact._format import pct
-    from edgeact._terminal import add_row, new_table, plain, print_line
+    from edgeact._describe_page import VARIANCE_NAMES, variance_rows
+    from edgeact._terminal import add_row, new_table, print_line
 
-    console, table, total = Console(), new_table("component", "variance", "explained", "together"), 0.0
-    for i, (variance, share) in enumerate(zip(found.variances, found.explained, strict=True)):
-        total += float(share)
+    console, table = Console(), new_table(*VARIANCE_NAMES)
+    for i, row in enumerate(variance_rows(found)):
         if i < 10 or i == found.dims - 1:
-            add_row(table, i + 1, f"{variance:.3g}", pct(float(share)), pct(min(total, 1.0)))
+            add_row(table, *row)
     console.print(table)
     what = f"{found.dims} of {len(found.mean)} features: relu of {found.layer} of {found.model}, {found.order}"
     print_line(console, "·", f"{what}; {found.videos} videos of the training part", "dim")
     for line in skipped:
         print_line(console, "·", f"skipped: {line}", "yellow")
-    console.print(f"descriptor  {plain(out)}", soft_wrap=True, highlight=False, markup=False)
+    print_path("descriptor", out)

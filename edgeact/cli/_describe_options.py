@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from edgeact.cli._model import Network
     from edgeact.features import Extract
 
-__all__ = ["NetworkRecipe", "data_options", "open_parts", "place_options", "take_elsewhere", "weights_options"]
+__all__ = [
+    "NetworkRecipe",
+    "data_options",
+    "open_parts",
+    "place_options",
+    "print_path",
+    "take_elsewhere",
+    "weights_options",
+]
 
 
 def _together(*options: Any) -> Callable[[Any], Any]:
@@ -55,6 +63,7 @@ data_options = _together(
     ),
     click.option("--skip-corrupt", is_flag=True, help="Skip and list videos that cannot be used."),
     place_options,
+    click.option("--html", metavar="FILE", help="Write a page with the plot and the table, too."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
     spec_options,
@@ -158,3 +167,13 @@ def open_parts(given: dict[str, Any], *splits: Any) -> tuple[str, list[Any]]:
     )
     how["elsewhere"] = take_elsewhere(place, recipe)
     return network.name, [open_features(network.model, network.spec, data, split=split, **how) for split in splits]
+
+
+def print_path(what: str, path: str | None) -> None:
+    """A file that was written, as one line however long; nothing of one that was not asked for."""
+    from rich.console import Console
+
+    from edgeact._terminal import plain
+
+    if path is not None:
+        Console().print(f"{what}  {plain(path)}", soft_wrap=True, highlight=False, markup=False)

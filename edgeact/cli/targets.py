@@ -1,6 +1,7 @@
 """`edgeact targets`: what there is, what runs here, what to install for the rest."""
 
 import json
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ def command(as_json: bool) -> None:
     from edgeact.runtime import cannot_run_here, emulation_here, is_installed
     from edgeact.targets import get_target, list_targets
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in list_targets():
         target = get_target(name)
         cannot = cannot_run_here(target.runtime)
@@ -40,10 +41,14 @@ def command(as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("target", "for", "precisions", "forms", "here", box=None)
+    from edgeact._terminal import add_row
+
+    table = Table(box=None)
+    for column in ("target", "for", "precisions", "forms", "here"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         status = row["cannot_run"] or row["install"] or f"{row['proxy']} as a proxy"
         if row["runs_here"]:
             status = "emulated" if row["emulated"] else "runs"
-        table.add_row(row["name"], row["summary"], ", ".join(row["precisions"]), ", ".join(row["forms"]), str(status))  # type: ignore[arg-type]
+        add_row(table, row["name"], row["summary"], ", ".join(row["precisions"]), ", ".join(row["forms"]), status)
     Console().print(table)

@@ -22,7 +22,7 @@ from edgeact.engine import open_engine
 from edgeact.environment import cpu_name
 from edgeact.errors import MissingDependencyError
 from edgeact.parity import Gates, NotMeasured
-from edgeact.placement import Placement
+from edgeact.placement import PlacedLayer, Placement, read_placement
 from edgeact.runtime._candidates import LIBRARY, candidates, choose, load_candidate
 
 __all__ = ["MODULES", "Runner", "build", "machine"]
@@ -60,6 +60,7 @@ class Runner:
         kind = _kind()
         self.device = "CPU" if kind == "cpu" else facts["device"]
         self._library = engine.folder / "aotinductor" / LIBRARY
+        self._folder, self._unit = folder, kind.replace("cuda", "gpu").upper()
         self._chosen = str(engine.stamp["built"]["chosen"])
         by = "" if self._chosen == "aotinductor" else f", {self._chosen}"
         self.version = f"{facts['torch'].partition('+')[0]}, {kind}{by}"
@@ -74,7 +75,11 @@ class Runner:
         return ()
 
     def placement(self) -> Placement | NotMeasured:
-        """The kernels that the library calls, read from its source; all of them run on the engine's device."""
+        """The kernels that the library calls, read from its source; all of them run on the engine's device.
+
+        Raises:
+            BundleError: The bundle does not tell the layers that they compute.
+        """
         if not self._library.is_file():
             return NotMeasured(f"{self._chosen} does not tell which kernels it runs")
         with zipfile.ZipFile(self._library) as package:
@@ -86,8 +91,16 @@ class Runner:
         found = {name: count for name, count in kernels.most_common() if count}
         if not found:
             return NotMeasured("the engine's package holds no source to read the kernels from")
+        told = read_placement(self._folder)
+        ops = {layer.name: sum(layer.units.values()) for layer in told.layers}
         return Placement(
-            accelerated_ops=sum(found.values()), fallback_ops=0, fallback=(), kind="measured", kernels=found
+            accelerated_ops=sum(found.values()),
+            fallback_ops=0,
+            fallback=(),
+            kind="measured",
+            kernels=found,
+            layers=tuple(PlacedLayer(name=name, units={self._unit: count}) for name, count in ops.items()),
+            crossing_bytes=told.crossing_bytes if self._unit == "GPU" else 0,
         )
 
 

@@ -538,6 +538,7 @@ def test_what_targets_say_to_install_exists(run: Edgeact, monkeypatch: pytest.Mo
     extras = project["optional-dependencies"]
     named = {line.partition("[")[2].partition("]")[0].replace("_", "-") for line in said}
     assert {"qnn", "openvino"} <= named <= extras.keys()
+    assert "edgeact[qnn]" in run("targets").out, "brackets are no markup"
 
 
 def test_a_proxy_says_so(run: Edgeact, tmp_path: Path) -> None:

@@ -56,8 +56,10 @@ def test_fit_writes_the_descriptor_and_reports_what_it_keeps(run, videos: Path, 
     assert told["explained"] == [float(share) for share in found.explained]
     assert told["videos"] == found.videos == 9
     assert (told["model"], told["layer"], told["hop"], told["skipped"]) == ("c3d", "fc6", 8, [])
-    status, said, _ = run("describe", "fit", "--data", videos, *HERE, "--dims", 2, "--out", out)
+    page = ("--html", tmp_path / "fit.htm")
+    status, said, _ = run("describe", "fit", "--data", videos, *HERE, "--dims", 2, "--out", out, *page)
     assert status == 0
+    assert "Explained variance" in page[1].read_text()
     assert "explained" in said
     assert "2 of 512 features: relu of fc6" in " ".join(said.split())
 
@@ -83,6 +85,7 @@ def test_fit_lists_what_it_skips(run, tmp_path: Path) -> None:
         (("--layer", "fc66"), "unknown feature layer 'fc66': did you mean 'fc6'?"),
         (("--order", "average"), "unknown order 'average'"),
         (("--out", "."), "--out . is a folder"),
+        (("--html", "."), "--html . is a folder"),
     ],
 )
 def test_fit_refuses_in_one_line(run, videos: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -94,14 +97,17 @@ def test_fit_refuses_in_one_line(run, videos: Path, tmp_path: Path, arguments: t
     assert not out.exists()
 
 
-def test_classify_compares_dimensions(run, videos: Path) -> None:
+def test_classify_compares_dimensions(run, videos: Path, tmp_path: Path) -> None:
     status, said, _ = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,50", "--json")
     assert status == 0
     rows = json.loads(said)["rows"]
     assert [(row["name"], row["dims"]) for row in rows[:3]] == [("PCA", 2), ("PCA", 50), ("all features", 512)]
     assert "not_measured" in rows[1]["accuracy"]
-    status, said, _ = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,50")
+    page = tmp_path / "curve.html"
+    status, said, _ = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,50", "--html", page)
     assert status == 0
+    assert "paper (other data)" in page.read_text()
+    assert str(page) in "".join(said.split())
     for word in ("all features", "random", "commonest class", "chance", "not measured"):
         assert word in said
     status, _, said = run("describe", "classify", "--data", videos, *HERE, "--dims", "2,x")

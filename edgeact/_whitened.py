@@ -1,0 +1,68 @@
+"""The int8 network of a whitened descriptor, run without its last rounding: see `edgeact.whitening`."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeact._capture import eager
+from edgeact.descriptor import Described
+from edgeact.evaluate import EvaluationSet, Outputs, balanced, run_model
+from edgeact.parity import NotMeasured
+from edgeact.whitening import Rounding, Whitening, compare_whitening
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+__all__ = ["measure_whitening"]
+
+_MOST_CLIPS = 128  # PyTorch simulates int8 more slowly than a device computes it
+
+
+def measure_whitening(
+    network: "GraphModule", evaluation: EvaluationSet, reference: Outputs, described: Described, *, symmetric: bool
+) -> Whitening | NotMeasured | None:
+    """Whitened against naive int8 output, simulated; None of an output that is not whitened.
+
+    Args:
+        network: The int8 network, float `clip_BCTHW -> outputs_Bd`.
+        evaluation: The clips that `reference` ran; a share of them where they are many.
+        reference: Outputs of the full-precision model.
+        described: How outputs are read, and what classifies.
+        symmetric: Whether the target demands a zero point of 0.
+    """
+    if (described.reading.scale == 1).all():
+        return None
+    network, rounding = _without_last_rounding(network)
+    if rounding is None:
+        return NotMeasured("its outputs are not rounded to int8, so whitening them changes nothing")
+    dataset = balanced(evaluation.dataset, max(_MOST_CLIPS, len(evaluation.dataset.labels)))
+    few = dataclasses.replace(evaluation, dataset=dataset, notes=[], skipped=[])
+    found = run_model(eager(network, evaluation.spec), few)
+    row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
+    ids = [sample.id for sample in found.samples]
+    return compare_whitening(
+        found.logits,
+        rounding,
+        reference.logits[np.array([row_of[clip] for clip in ids])],
+        found.truth,
+        described,
+        symmetric=symmetric,
+        clips=ids,
+        labels=dataset.labels,
+    )
+
+
+def _without_last_rounding(network: "GraphModule") -> tuple["GraphModule", Rounding | None]:
+    """The network that gives what is rounded last, with the same weights, and that rounding, if there is one."""
+    from torch import fx
+
+    graph = fx.Graph()
+    last: Any = graph.graph_copy(network.graph, {})
+    last = last[0] if isinstance(last, tuple | list) else last
+    if not str(last.target).startswith("quantized_decomposed.dequantize_per_tensor"):
+        return network, None
+    stored, scale, zero = last.args[:3]
+    graph.output(stored.args[0])
+    graph.eliminate_dead_code()
+    return fx.GraphModule(network, graph), Rounding(float(scale), int(zero))
