@@ -130,7 +130,7 @@ def _print(found: dict[str, Any], skipped: list[str]) -> None:
 
     console = Console()
     what = f"{found['dims']} numbers per {found['per']}, relu of {found['layer']} of {found['model']}"
-    count = f"{found['rows']} from {found['videos']} video" + "s" * (found["videos"] != 1)
+    count = f"{found['rows']} rows from {found['videos']} video" + "s" * (found["videos"] != 1)
     print_line(console, "·", f"{count}; {what}, {found['computed_by']}", "dim")
     for line in skipped:
         print_line(console, "·", f"skipped: {line}", "yellow")
