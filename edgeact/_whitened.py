@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeact._capture import eager
+from edgeact._capture import eager, quiet_torchao
 from edgeact.descriptor import Described
 from edgeact.evaluate import EvaluationSet, Outputs, balanced, run_model
 from edgeact.parity import NotMeasured
-from edgeact.whitening import Rounding, Whitening, calibrated_rounding, compare_whitening
+from edgeact.quantize.scheme import Observer
+from edgeact.whitening import Rounding, Whitening, compare_whitening
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -27,7 +28,7 @@ def measure_whitening(
     reference: Outputs,
     described: Described,
     *,
-    observer: str,
+    observer: Observer,
     symmetric: bool,
 ) -> Whitening | NotMeasured | None:
     """Whitened against naive int8 output, simulated; None of an output that is not whitened.
@@ -44,11 +45,14 @@ def measure_whitening(
     """
     if (described.reading.scale == 1).all():
         return None
+    with quiet_torchao():
+        from edgeact.quantize.ranges import range_of
     network, rounding = _without_last_rounding(network)
     if rounding is None:
         return NotMeasured("its outputs are not rounded to int8, so whitening them changes nothing")
     coordinates = run_model(eager(folded, evaluation.spec), _few(calibration)).logits * described.reading.scale
-    naive = calibrated_rounding(coordinates, observer, symmetric=symmetric)
+    low, high = range_of(coordinates.astype(np.float32), observer, symmetric=symmetric)
+    naive = Rounding.of_range(low, high, symmetric=symmetric)
     found = run_model(eager(network, evaluation.spec), _few(evaluation))
     row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
     ids = [sample.id for sample in found.samples]

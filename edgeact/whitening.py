@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 from edgeact.descriptor import Described
 from edgeact.descriptor_parity import compare_descriptors
 
-__all__ = ["Rounding", "Whitening", "calibrated_rounding", "compare_whitening"]
+__all__ = ["Rounding", "Whitening", "compare_whitening"]
 
 _LOWEST, _HIGHEST = -128, 127
-_SHARES = np.linspace(1.0, 0.05, 39)  # of the extremes, that a range of least error may be
-_LEFT_OUT = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,38 +56,19 @@ class Rounding:
     scale: float
     zero: int
 
+    @classmethod
+    def of_range(cls, low: float, high: float, *, symmetric: bool) -> "Rounding":
+        """That of a range, which 0 is in or is taken into; `symmetric`: about 0, as some targets demand."""
+        low, high = min(0.0, low), max(0.0, high)
+        if symmetric:
+            return cls(max(-low, high) / ((_HIGHEST - _LOWEST) / 2), 0)
+        scale = (high - low) / (_HIGHEST - _LOWEST)
+        return cls(scale, round(_LOWEST - low / scale))
+
     def __call__(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """The values that int8 can hold nearest to these."""
         levels = np.clip(np.rint(np.asarray(values, np.float64) / self.scale) + self.zero, _LOWEST, _HIGHEST)
         return np.asarray((levels - self.zero) * self.scale)
-
-
-def calibrated_rounding(values: NDArray[Any], observer: str, *, symmetric: bool) -> Rounding:
-    """The rounding of an output from its values on calibration clips, as `edgeact.quantize.ranges` takes ranges.
-
-    Args:
-        values: Not all zero.
-        observer: "mse", "percentile" or "min-max".
-        symmetric: The zero point is 0, as some targets demand.
-    """
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    if observer == "percentile":
-        low, high = _middle(values)
-
-    def of(share: float) -> Rounding:
-        if symmetric:
-            return Rounding(share * max(-low, high) / _HIGHEST, 0)
-        scale = share * (high - low) / (_HIGHEST - _LOWEST)
-        return Rounding(scale, round(_LOWEST - share * low / scale))
-
-    shares = _SHARES.tolist() if observer == "mse" else [1.0]
-    return min(map(of, shares), key=lambda rounding: float(np.square(rounding(values) - values).sum()))
-
-
-def _middle(values: NDArray[Any]) -> tuple[float, float]:
-    """The range without 0.01 % of the values at either end; 0 is in it."""
-    low, high = np.quantile(values, [_LEFT_OUT, 1 - _LEFT_OUT])
-    return min(0.0, float(low)), max(0.0, float(high))
 
 
 def compare_whitening(

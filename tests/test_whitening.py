@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from edgeact.evaluate import EvaluationSet, Outputs
 from edgeact.parity import NotMeasured, Report
 from edgeact.quantize.calibrate import calibrate
 from edgeact.quantize.convert import quantize
-from edgeact.quantize.scheme import AFFINE
+from edgeact.quantize.ranges import range_of
+from edgeact.quantize.scheme import AFFINE, Observer
 from edgeact.report import print_table, write_html
-from edgeact.whitening import Rounding, Whitening, calibrated_rounding, compare_whitening
+from edgeact.whitening import Rounding, Whitening, compare_whitening
 
 SPEC = ClipSpec(frames=16, frame_stride=1, short_side=16, crop_height=16, crop_width=16)
 SCALE = np.geomspace(100, 0.1, 4)
@@ -46,7 +48,8 @@ def described(scale: np.ndarray = SCALE) -> Described:
 def compared(rows: int = 40) -> Whitening:
     outputs = np.random.default_rng(1).standard_normal((rows, 4))
     clips = [f"{i}.mp4" for i in range(rows)]
-    own, naive = (calibrated_rounding(values, "min-max", symmetric=False) for values in (outputs, outputs * SCALE))
+    extremes = [(values.min(), values.max()) for values in (outputs, outputs * SCALE)]
+    own, naive = (Rounding.of_range(*both, symmetric=False) for both in extremes)
     how = {"clips": clips, "labels": ("a", "b", "c")}
     return compare_whitening(outputs, own, naive, outputs, np.arange(rows) % 3, described(), **how)
 
@@ -61,16 +64,14 @@ def test_rounding_is_that_of_int8() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_ranges_are_calibrated_as_those_of_the_network(symmetric: bool) -> None:
-    values = np.append(np.random.default_rng(0).uniform(-1, 3, 10_000), 5.0)
-    levels = 127 if symmetric else 255
-    widths = {"min-max": 5.0 if symmetric else 6.0, "percentile": 3.0 if symmetric else 4.0}
-    for observer, width in widths.items():
-        found = calibrated_rounding(values, observer, symmetric=symmetric)
-        assert found.scale == pytest.approx(width / levels, rel=2e-3)
-        assert (found.zero == 0) == symmetric
-    finest = calibrated_rounding(values, "mse", symmetric=symmetric)
-    assert finest.scale < widths["min-max"] / levels  # it cuts off the outlier
-    assert np.abs(finest(values) - values)[:-1].mean() < 0.02
+    values = np.append(np.random.default_rng(0).uniform(-1, 3, 49_999), 5.0).astype(np.float32).reshape(-1, 100)
+    found = {observer: range_of(values, observer, symmetric=symmetric) for observer in get_args(Observer)}
+    assert found["min-max"] == (pytest.approx(-1, abs=0.01), 5)
+    assert found["percentile"] == (pytest.approx(-1, abs=0.02), pytest.approx(3, abs=0.02))
+    assert found["mse"][1] < 4  # it cuts off the outlier
+    rounding = Rounding.of_range(*found["min-max"], symmetric=symmetric)
+    assert rounding.scale == pytest.approx(5 / 127.5 if symmetric else 6 / 255, rel=2e-3)
+    assert (rounding.zero == 0) == symmetric
 
 
 def test_naive_outputs_lose_the_small_components() -> None:
