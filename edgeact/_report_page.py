@@ -169,7 +169,7 @@ def whitening_rows(found: Whitening | NotMeasured | None) -> list[tuple[str, str
     if isinstance(found, NotMeasured):
         return [("whitening", "", "", f"not measured: {found.not_measured}")]
     first, second = found.cosine
-    rows = [("cosine", f"{first:.6f}", f"{second:.6f}", f"simulated, {found.clips:,} clips; naive in its best range")]
+    rows = [("cosine", f"{first:.6f}", f"{second:.6f}", f"simulated, {found.clips:,} clips; both calibrated alike")]
     if found.k:
         first, second = found.agreement
         whitened, naive = ((100 * low, 100 * high) for low, high in found.agreement_ci95)

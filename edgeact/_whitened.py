@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeact._capture import eager
+from edgeact._capture import eager, quiet_torchao
 from edgeact.descriptor import Described
 from edgeact.evaluate import EvaluationSet, Outputs, balanced, run_model
 from edgeact.parity import NotMeasured
+from edgeact.quantize.scheme import Observer
 from edgeact.whitening import Rounding, Whitening, compare_whitening
 
 if TYPE_CHECKING:
@@ -20,37 +21,56 @@ _MOST_CLIPS = 128  # PyTorch simulates int8 more slowly than a device computes i
 
 
 def measure_whitening(
-    network: "GraphModule", evaluation: EvaluationSet, reference: Outputs, described: Described, *, symmetric: bool
+    folded: "GraphModule",
+    network: "GraphModule",
+    calibration: EvaluationSet,
+    evaluation: EvaluationSet,
+    reference: Outputs,
+    described: Described,
+    *,
+    observer: Observer,
+    symmetric: bool,
 ) -> Whitening | NotMeasured | None:
     """Whitened against naive int8 output, simulated; None of an output that is not whitened.
 
     Args:
+        folded: The float network, `clip_BCTHW -> outputs_Bd`.
         network: The int8 network, float `clip_BCTHW -> outputs_Bd`.
-        evaluation: The clips that `reference` ran; a share of them where they are many.
+        calibration: The clips that gave its ranges, and give that of the naive output.
+        evaluation: The clips that `reference` ran. Of either, a share where they are many.
         reference: Outputs of the full-precision model.
         described: How outputs are read, and what classifies.
+        observer: How ranges follow from the clips.
         symmetric: Whether the target demands a zero point of 0.
     """
     if (described.reading.scale == 1).all():
         return None
+    with quiet_torchao():
+        from edgeact.quantize.ranges import range_of
     network, rounding = _without_last_rounding(network)
     if rounding is None:
         return NotMeasured("its outputs are not rounded to int8, so whitening them changes nothing")
-    dataset = balanced(evaluation.dataset, max(_MOST_CLIPS, len(evaluation.dataset.labels)))
-    few = dataclasses.replace(evaluation, dataset=dataset, notes=[], skipped=[])
-    found = run_model(eager(network, evaluation.spec), few)
+    coordinates = run_model(eager(folded, evaluation.spec), _few(calibration)).logits * described.reading.scale
+    low, high = range_of(coordinates.astype(np.float32), observer, symmetric=symmetric)
+    naive = Rounding.of_range(low, high, symmetric=symmetric)
+    found = run_model(eager(network, evaluation.spec), _few(evaluation))
     row_of = {sample.id: row for row, sample in enumerate(reference.samples)}
     ids = [sample.id for sample in found.samples]
     return compare_whitening(
         found.logits,
         rounding,
+        naive,
         reference.logits[np.array([row_of[clip] for clip in ids])],
         found.truth,
         described,
-        symmetric=symmetric,
         clips=ids,
-        labels=dataset.labels,
+        labels=evaluation.dataset.labels,
     )
+
+
+def _few(clips: EvaluationSet) -> EvaluationSet:
+    dataset = balanced(clips.dataset, max(_MOST_CLIPS, len(clips.dataset.labels)))
+    return dataclasses.replace(clips, dataset=dataset, notes=[], skipped=[])
 
 
 def _without_last_rounding(network: "GraphModule") -> tuple["GraphModule", Rounding | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._format import pct
 from edgeact._statistics import wilson_interval
 from edgeact.describe import fit_pca, require_sklearn, train_svm
 from edgeact.descriptor import Order, Reading, project
@@ -75,7 +76,7 @@ class Curve:
         remarks.append("intervals take videos as independent; where several show one scene, they are wider in truth")
         if not isinstance(self.random_range, NotMeasured):
             low, high = self.random_range
-            remarks.append(f"random directions: average of {_RANDOM_SEEDS} seeds, {low:.1%} … {high:.1%}")
+            remarks.append(f"random directions: average of {_RANDOM_SEEDS} seeds, {pct(low)} … {pct(high)}")
         remarks.append(f"paper: 13,320 videos of 101 classes (UCF101), {PAPER_ALL[0]:,} features of C3D (Tran 2015)")
         for row in self.rows:
             if isinstance(row.accuracy, NotMeasured):

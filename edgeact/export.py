@@ -23,7 +23,7 @@ from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
 from edgeact._macs import macs_by_layer
-from edgeact._quantized import Source, allow_floats, quantize
+from edgeact._quantized import Quantized, Source, allow_floats, quantize
 from edgeact._records import (
     Job,
     bundle_name,
@@ -247,7 +247,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         files={"files": files, "size_mb": sum((folder / file).stat().st_size for file in files) / 1e6},
         out=out,
         notes=(*told, *engine_notes(job, runner), *notes, *data_notes(job.evaluation), *busy),
-        whitening=None if int8 is None else _whitening(job, int8.network, reference),
+        whitening=None if int8 is None else _whitening(job, folded, int8, reference),
     )
     write_golden(folder, golden_clips(reference, shown, job.labels))
     write_reference(folder, reference_set(reference, artifact))
@@ -279,14 +279,17 @@ def _ladder(
     return ladder(rungs, answers=nearest_clip(job.described.reading))
 
 
-def _whitening(job: Job, network: "GraphModule", reference: Outputs) -> Whitening | NotMeasured | None:
+def _whitening(job: Job, folded: "GraphModule", int8: Quantized, reference: Outputs) -> Whitening | NotMeasured | None:
     """What whitening does for an output in int8; None of a network that classifies."""
     if job.described is None:
         return None
     if (kind := job.asked.options.get("activations", "int8")) != "int8":
         return NotMeasured(f"activations are {kind}: int8 rounds no output")
+    if job.int8 is None or job.int8.clips is None or "observer" not in int8.facts:
+        return NotMeasured("its ranges were trained, not calibrated")
     assert job.target.scheme is not None, "a target with int8 has a scheme"
-    return measure_whitening(network, job.evaluation, reference, job.described, symmetric=job.target.scheme.symmetric)
+    how = {"observer": int8.facts["observer"], "symmetric": job.target.scheme.symmetric}
+    return measure_whitening(folded, int8.network, job.int8.clips, job.evaluation, reference, job.described, **how)
 
 
 @contextmanager

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from edgeact.descriptor import Described
 from edgeact.descriptor_parity import compare_descriptors
 
-__all__ = ["Rounding", "Whitening", "compare_whitening", "finest_rounding"]
+__all__ = ["Rounding", "Whitening", "compare_whitening"]
 
 _LOWEST, _HIGHEST = -128, 127
-_SHARES = np.linspace(1.0, 0.05, 39)  # of the extremes, that a range may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,38 +56,29 @@ class Rounding:
     scale: float
     zero: int
 
+    @classmethod
+    def of_range(cls, low: float, high: float, *, symmetric: bool) -> "Rounding":
+        """That of a range, which 0 is in or is taken into; `symmetric`: about 0, as some targets demand."""
+        low, high = min(0.0, low), max(0.0, high)
+        if symmetric:
+            return cls(max(-low, high) / ((_HIGHEST - _LOWEST) / 2), 0)
+        scale = (high - low) / (_HIGHEST - _LOWEST)
+        return cls(scale, round(_LOWEST - low / scale))
+
     def __call__(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """The values that int8 can hold nearest to these."""
         levels = np.clip(np.rint(np.asarray(values, np.float64) / self.scale) + self.zero, _LOWEST, _HIGHEST)
         return np.asarray((levels - self.zero) * self.scale)
 
 
-def finest_rounding(values: NDArray[Any], *, symmetric: bool) -> Rounding:
-    """The int8 range that loses least of these very values: as good as any calibration could make it.
-
-    Args:
-        values: Not all zero.
-        symmetric: The zero point is 0, as some targets demand.
-    """
-
-    def of(share: float) -> Rounding:
-        low, high = share * min(0.0, float(values.min())), share * max(0.0, float(values.max()))
-        if symmetric:
-            return Rounding(max(-low, high) / _HIGHEST, 0)
-        scale = (high - low) / (_HIGHEST - _LOWEST)
-        return Rounding(scale, round(_LOWEST - low / scale))
-
-    return min(map(of, _SHARES.tolist()), key=lambda rounding: float(np.square(rounding(values) - values).sum()))
-
-
 def compare_whitening(
     unrounded_Nd: NDArray[Any],
     rounding: Rounding,
+    naive: Rounding,
     reference_Nd: NDArray[Any],
     truth: NDArray[np.int64],
     described: Described,
     *,
-    symmetric: bool,
     clips: Sequence[str],
     labels: Sequence[str],
 ) -> Whitening:
@@ -97,16 +87,15 @@ def compare_whitening(
     Args:
         unrounded_Nd: Whitened outputs of the int8 network before the last rounding.
         rounding: Its last rounding.
+        naive: That of PCA coordinates.
         reference_Nd: Whitened outputs of the reference.
         truth: Classes `[N]`.
         described: How whitened outputs are read, and what classifies.
-        symmetric: Whether the target demands a zero point of 0.
         clips: Ids of the clips.
         labels: Names of the classes.
     """
     scale_d = described.reading.scale
-    coordinates_Nd = np.asarray(unrounded_Nd, np.float64) * scale_d
-    naive_Nd = finest_rounding(coordinates_Nd, symmetric=symmetric)(coordinates_Nd) / scale_d
+    naive_Nd = naive(np.asarray(unrounded_Nd, np.float64) * scale_d) / scale_d
     both = [
         compare_descriptors(reference_Nd, outputs_Nd, truth, described, clips=clips, labels=labels, max_drop_pt=0.0)
         for outputs_Nd in (rounding(unrounded_Nd), naive_Nd)

@@ -25,7 +25,7 @@ from edgeact.errors import InputError
 from edgeact.quantize.annotate import SchemeQuantizer, adds_taps, is_weighted, observers, value_names
 from edgeact.quantize.scheme import Observer, Scheme
 
-__all__ = ["Ranges", "observe"]
+__all__ = ["Ranges", "observe", "range_of"]
 
 Ranges = Mapping[str, tuple[float, float]]  # smallest and largest value by the name that `value_names` gives
 
@@ -80,6 +80,15 @@ def observe(
         return {n: _pixels(spec) if seen in pixels else _range(seen, observer) for n, seen in activations.items()}
 
     return {observer: ranges(observer) for observer in get_args(Observer)}
+
+
+def range_of(rows: Iterable[NDArray[np.float32]], observer: Observer, *, symmetric: bool) -> tuple[float, float]:
+    """The range of an activation that a network does not have, from its values, clip by clip."""
+    scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+    seen = _SampledHistogram(dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=scheme)
+    for row in rows:
+        seen(torch.from_numpy(row))
+    return _range(seen, observer)
 
 
 class _SampledHistogram(HistogramObserver):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from edgeact.evaluate import EvaluationSet, Outputs
 from edgeact.parity import NotMeasured, Report
 from edgeact.quantize.calibrate import calibrate
 from edgeact.quantize.convert import quantize
-from edgeact.quantize.scheme import AFFINE
+from edgeact.quantize.ranges import range_of
+from edgeact.quantize.scheme import AFFINE, Observer
 from edgeact.report import print_table, write_html
-from edgeact.whitening import Rounding, Whitening, compare_whitening, finest_rounding
+from edgeact.whitening import Rounding, Whitening, compare_whitening
 
 SPEC = ClipSpec(frames=16, frame_stride=1, short_side=16, crop_height=16, crop_width=16)
 SCALE = np.geomspace(100, 0.1, 4)
@@ -46,9 +48,10 @@ def described(scale: np.ndarray = SCALE) -> Described:
 def compared(rows: int = 40) -> Whitening:
     outputs = np.random.default_rng(1).standard_normal((rows, 4))
     clips = [f"{i}.mp4" for i in range(rows)]
-    how = {"symmetric": False, "clips": clips, "labels": ("a", "b", "c")}
-    truth = np.arange(rows) % 3
-    return compare_whitening(outputs, finest_rounding(outputs, symmetric=False), outputs, truth, described(), **how)
+    extremes = [(values.min(), values.max()) for values in (outputs, outputs * SCALE)]
+    own, naive = (Rounding.of_range(*both, symmetric=False) for both in extremes)
+    how = {"clips": clips, "labels": ("a", "b", "c")}
+    return compare_whitening(outputs, own, naive, outputs, np.arange(rows) % 3, described(), **how)
 
 
 def test_rounding_is_that_of_int8() -> None:
@@ -60,12 +63,15 @@ def test_rounding_is_that_of_int8() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_finest_range_cuts_off_outliers_where_that_loses_less(symmetric: bool) -> None:
-    values = np.append(np.random.default_rng(0).uniform(-1, 3, 10_000), 5.0)
-    found = finest_rounding(values, symmetric=symmetric)
-    assert found.scale < (5 / 127 if symmetric else 6 / 255)
-    assert np.abs(found(values) - values)[:-1].mean() < 0.02
-    assert (found.zero == 0) == symmetric
+def test_ranges_are_calibrated_as_those_of_the_network(symmetric: bool) -> None:
+    values = np.append(np.random.default_rng(0).uniform(-1, 3, 49_999), 5.0).astype(np.float32).reshape(-1, 100)
+    found = {observer: range_of(values, observer, symmetric=symmetric) for observer in get_args(Observer)}
+    assert found["min-max"] == (pytest.approx(-1, abs=0.01), 5)
+    assert found["percentile"] == (pytest.approx(-1, abs=0.02), pytest.approx(3, abs=0.02))
+    assert -1.01 < found["mse"][0] < 0 < found["mse"][1] <= 5
+    rounding = Rounding.of_range(*found["min-max"], symmetric=symmetric)
+    assert rounding.scale == pytest.approx(5 / 127.5 if symmetric else 6 / 255, rel=2e-3)
+    assert (rounding.zero == 0) == symmetric
 
 
 def test_naive_outputs_lose_the_small_components() -> None:
@@ -119,9 +125,9 @@ def test_one_run_stands_for_both(model: torch.nn.Module) -> None:
 def test_what_is_not_whitened_or_not_rounded_is_not_compared(model: torch.nn.Module) -> None:
     clips = EvaluationSet(VideoDataset(Path(), (), ()), SPEC)
     none = Outputs((), (), np.zeros((0, 4), np.float32))
-    folded = fold(model, SPEC, int8=True)
-    assert measure_whitening(folded, clips, none, described(np.ones(4)), symmetric=False) is None
-    found = measure_whitening(folded, clips, none, described(), symmetric=False)
+    folded, how = fold(model, SPEC, int8=True), {"observer": "mse", "symmetric": False}
+    assert measure_whitening(folded, folded, clips, clips, none, described(np.ones(4)), **how) is None
+    found = measure_whitening(folded, folded, clips, clips, none, described(), **how)
     assert isinstance(found, NotMeasured)
     assert "not rounded to int8" in found.not_measured
 
