@@ -93,6 +93,7 @@ class FeatureSet:
         progress: Show a bar on stderr.
         compute: How other processes or machines compute videos; None computes them here, with `extract`.
         skipped: One line for each video left out; fills while iterating.
+        computed: How many videos were computed so far; the others were in the cache.
     """
 
     dataset: VideoDataset
@@ -106,6 +107,7 @@ class FeatureSet:
     progress: bool = False
     compute: Compute | None = None
     skipped: list[str] = field(default_factory=list)
+    computed: int = field(default=0, init=False)
     _failed: dict[Path, VideoError] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +139,11 @@ class FeatureSet:
             why = "" if last_error is None else f", as {last_error}"
             raise VideoError(f"{self.dataset.root}: none of its videos can be used{why}") from last_error
 
+    @property
+    def origin(self) -> str:
+        """What was computed in this run, in words: a scheduler is not asked for what the cache has."""
+        return f"{self.computed} of {len(self.dataset.samples)} videos computed; what was computed before is kept"
+
     def _complete(self) -> None:
         """Compute what the cache lacks."""
         missing = []
@@ -155,6 +162,7 @@ class FeatureSet:
                 file = self._file(sample)
                 try:
                     _write(file, rows)
+                    self.computed += 1
                 except VideoError as error:
                     self._failed[file] = error
                     if self.on_corrupt == "error":

@@ -54,7 +54,7 @@ def extract(source: str, out: str, as_json: bool, quiet: bool, **given: Any) -> 
             f"describing {public_name(source)}; ^C ends it",
             shown=not quiet,
         )
-        skipped, table = [], read_table(out)
+        videos, table = None, read_table(out)
     else:
         if seconds is not None:
             raise InputError(f"--seconds is of a camera or stream, and {source} is none: leave it out")
@@ -63,13 +63,15 @@ def extract(source: str, out: str, as_json: bool, quiet: bool, **given: Any) -> 
         elsewhere = take_elsewhere(given, recipe, videos=len(dataset.samples))
         how = {"hop": given["hop"], "elsewhere": elsewhere, "on_corrupt": "skip", "progress": not quiet}
         videos = open_videos(dataset, describer, **how)
-        table, skipped = extract_videos(videos, describer, per=per), videos.skipped
+        table = extract_videos(videos, describer, per=per)
         write_table(out, table)
     found = {"table": out, "rows": len(table), "videos": len(set(table.ids)), **table.fields.to_dict()}
+    skipped = [] if videos is None else videos.skipped
     if as_json:
-        click.echo(json.dumps(found | {"skipped": skipped}))
+        computed = None if videos is None else videos.computed
+        click.echo(json.dumps(found | {"computed": computed, "skipped": skipped}))
     else:
-        _print(found, skipped)
+        _print(found, skipped, None if videos is None else videos.origin)
     return 1 if skipped and not skip else 0
 
 
@@ -123,7 +125,7 @@ def _by_descriptor(file: str, weights: dict[str, Any], *, live: bool) -> "tuple[
     return by_network(network.model, network.name, descriptor, live=live), recipe
 
 
-def _print(found: dict[str, Any], skipped: list[str]) -> None:
+def _print(found: dict[str, Any], skipped: list[str], origin: str | None) -> None:
     from rich.console import Console
 
     from edgeact._terminal import plain, print_line
@@ -132,6 +134,8 @@ def _print(found: dict[str, Any], skipped: list[str]) -> None:
     what = f"{found['dims']} numbers per {found['per']}, relu of {found['layer']} of {found['model']}"
     count = f"{found['rows']} rows from {found['videos']} video" + "s" * (found["videos"] != 1)
     print_line(console, "·", f"{count}; {what}, {found['computed_by']}", "dim")
+    if origin is not None:
+        print_line(console, "·", origin, "dim")
     for line in skipped:
         print_line(console, "·", f"skipped: {line}", "yellow")
     console.print(f"descriptors  {plain(found['table'])}", soft_wrap=True, highlight=False, markup=False)

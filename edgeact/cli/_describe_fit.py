@@ -10,6 +10,7 @@ from edgeact.errors import InputError
 
 if TYPE_CHECKING:
     from edgeact.descriptor import Descriptor
+    from edgeact.features import FeatureSet
 
 __all__ = ["fit"]
 
@@ -40,13 +41,13 @@ def fit(dims: int, out: str, html: str | None, as_json: bool, **given: Any) -> N
     if page is not None:
         write_page(page, fit_page(found, videos.skipped))
     if as_json:
-        click.echo(json.dumps(_fitted(found, out, videos.skipped)))
+        click.echo(json.dumps(_fitted(found, out, videos)))
     else:
-        _print_fitted(found, out, videos.skipped)
+        _print_fitted(found, out, videos)
         print_path("page", html)
 
 
-def _fitted(found: "Descriptor", out: str, skipped: list[str]) -> dict[str, Any]:
+def _fitted(found: "Descriptor", out: str, videos: "FeatureSet") -> dict[str, Any]:
     fields = {name: getattr(found, name) for name in ("model", "layer", "order", "hop", "videos", "dims", "network")}
     return {
         "descriptor": out,
@@ -55,11 +56,12 @@ def _fitted(found: "Descriptor", out: str, skipped: list[str]) -> dict[str, Any]
         "explained": [float(share) for share in found.explained],
         "variances": [float(variance) for variance in found.variances],
         "versions": dict(found.versions),
-        "skipped": skipped,
+        "computed": videos.computed,
+        "skipped": videos.skipped,
     }
 
 
-def _print_fitted(found: "Descriptor", out: str, skipped: list[str]) -> None:
+def _print_fitted(found: "Descriptor", out: str, videos: "FeatureSet") -> None:
     """The first components, then the last."""
     from rich.console import Console
 
@@ -73,6 +75,7 @@ def _print_fitted(found: "Descriptor", out: str, skipped: list[str]) -> None:
     console.print(table)
     what = f"{found.dims} of {len(found.mean)} features: relu of {found.layer} of {found.model}, {found.order}"
     print_line(console, "·", f"{what}; {found.videos} videos of the training part", "dim")
-    for line in skipped:
+    print_line(console, "·", videos.origin, "dim")
+    for line in videos.skipped:
         print_line(console, "·", f"skipped: {line}", "yellow")
     print_path("descriptor", out)

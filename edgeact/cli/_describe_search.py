@@ -152,6 +152,8 @@ def _shortened(value: object) -> str:
 def _notes(
     table: "Table", query: "Query", hits: "list[Hit]", k: int, overlapping: int, index: "Index", recall: bool
 ) -> list[str]:
+    from edgeact._format import pct
+
     notes = []
     if len(hits) < k:
         notes.append(f"{k} hits were asked for, and there are {len(hits)} distinct moments beside the query")
@@ -161,7 +163,7 @@ def _notes(
         notes.append(f"{overlapping} rows that overlap the query or a better hit are left out")
     if index.approximate:
         depth = min(k, len(table))
-        told = f"finds {index.recall(depth):.1%} of the exact {depth} nearest" if recall else "--recall measures it"
+        told = f"finds {pct(index.recall(depth))} of the exact {depth} nearest" if recall else "--recall measures it"
         notes.append(f"approximate: {told}")
     if query.descriptor @ query.descriptor < 1e-12:
         notes.append("the query's descriptor is zero: its cosine with anything is 0")

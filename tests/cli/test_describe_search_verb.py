@@ -70,7 +70,7 @@ def test_hits_are_printed_and_told_as_json(run, index: Path) -> None:
 def test_what_an_approximate_search_loses_is_told_on_request(run, index: Path) -> None:
     arguments = ("describe", "search", "a/00.mp4", "--index", index, "--approximate")
     assert "approximate: --recall measures it" in run(*arguments)[1]
-    assert "finds 100.0% of the exact 10 nearest" in " ".join(run(*arguments, "--recall")[1].split())
+    assert "finds 100.0 % of the exact 10 nearest" in " ".join(run(*arguments, "--recall")[1].split())
 
 
 @pytest.mark.parametrize(
