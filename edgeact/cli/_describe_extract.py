@@ -1,5 +1,6 @@
 """`edgeact describe extract`: videos, or a camera as it goes, to a table of descriptors."""
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,9 @@ def _until_stopped(record: Any, what: str, *, shown: bool) -> None:
     from edgeact.cli import interrupt_heard
 
     try:
-        with waiting(what, shown=shown):
+        with waiting(what, shown=shown), contextlib.suppress(KeyboardInterrupt):
             record()
-    except KeyboardInterrupt:
+    finally:
         interrupt_heard()
 
 
