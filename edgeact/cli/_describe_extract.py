@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeact.cli._describe_options import NetworkRecipe, place_options, take_elsewhere, weights_options
+from edgeact.cli._describe_options import NetworkRecipe, place_options, take_elsewhere, tell_notes, weights_options
 from edgeact.cli._options import parse_options
 from edgeact.errors import InputError
 
@@ -123,7 +123,9 @@ def _by_descriptor(file: str, weights: dict[str, Any], *, live: bool) -> "tuple[
         layer=descriptor.layer,
     )
     network = recipe.network()
-    return by_network(network.model, network.name, descriptor, live=live), recipe
+    describer = by_network(network.model, network.name, descriptor, live=live)
+    tell_notes(network)
+    return describer, recipe
 
 
 def _print(found: dict[str, Any], skipped: list[str], origin: str | None) -> None:
