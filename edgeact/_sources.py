@@ -1,7 +1,6 @@
 """What a user names when asked for videos: a folder, a list, one file, or what goes on as it is seen."""
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from edgeact._layouts import some, video_files
 from edgeact.data import Sample, VideoDataset, open_dataset
 from edgeact.errors import InputError
 
-__all__ = ["find_videos", "is_live", "public_name"]
+__all__ = ["find_videos", "is_live"]
 
 _UNLABELLED = -1
 
@@ -17,11 +16,6 @@ _UNLABELLED = -1
 def is_live(source: str) -> bool:
     """Whether it is a camera (its number or device) or a URL: read once, as it comes."""
     return "://" in source or source.isdecimal() or source.startswith("/dev/video")
-
-
-def public_name(source: str) -> str:
-    """A live source without the password that its URL may hold."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source)
 
 
 def find_videos(source: str | os.PathLike[str]) -> VideoDataset:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._sources import public_name
+from edgeact._decode import public_name
 from edgeact.bundle import Bundle, open_bundle
 from edgeact.data import VideoDataset
 from edgeact.descriptor import Descriptor, Reading

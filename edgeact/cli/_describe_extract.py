@@ -40,7 +40,8 @@ def extract(source: str, out: str, as_json: bool, quiet: bool, **given: Any) -> 
     Videos that cannot be used are listed, and the exit status is then 1. Features of finished videos are kept in the
     cache: stopped, it goes on where it was.
     """
-    from edgeact._sources import find_videos, is_live, public_name
+    from edgeact._decode import public_name
+    from edgeact._sources import find_videos, is_live
     from edgeact.descriptor_table import check_table_path, read_table, write_table
     from edgeact.extract import extract_live, extract_videos, open_videos
 

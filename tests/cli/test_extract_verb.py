@@ -332,7 +332,13 @@ def test_a_stream_that_falls_silent_is_an_error_after_what_it_gave(
     assert len(read_table(tmp_path / "t.npz")) > 3
 
 
-def test_the_password_of_a_url_is_not_written() -> None:
+def test_the_password_of_a_url_is_not_written(run: Run, made: Made, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    source = f"tcp://me:se@cret@127.0.0.1:{port}"  # nobody listens
+    status, _, said = run(source, *made.by_network[:-2], "--out", tmp_path / "t.npz")
+    assert status == 2
+    assert said.startswith(f"error: tcp://127.0.0.1:{port}: ")
     assert extraction.public_name("rtsp://me:secret@host/a@b") == "rtsp://host/a@b"
     assert extraction.public_name("/dev/video0") == "/dev/video0"
 
