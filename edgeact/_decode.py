@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["Opened", "Timeline", "decoded", "grid_of", "open_video", "packet_timeline", "rgb_converter", "sampled"]
+__all__ = [
+    "Opened",
+    "Timeline",
+    "decoded",
+    "grid_of",
+    "open_video",
+    "packet_timeline",
+    "public_name",
+    "rgb_converter",
+    "sampled",
+]
 
 # Containers and codecs in which one packet is one shown frame, so that packets alone tell the timeline. Elsewhere
 # (VP8's hidden frames, packed B-frames in AVI, fields in transport streams) every frame is decoded.
@@ -136,6 +147,11 @@ def _open_container(source: str) -> Any:
     return av.open(str(path.absolute()), metadata_errors="ignore", container_options=whitelist)
 
 
+def public_name(source: str | Path) -> str:
+    """A source in words: without the password that its URL may hold."""
+    return re.sub(r"(?<=://)[^/]*@", "", str(source))
+
+
 @contextlib.contextmanager
 def open_video(source: str | Path, *, threads: int = 0) -> Iterator[Opened]:
     """Open a video file, URL or camera for decoding on so many threads; 0 takes every core.
@@ -145,8 +161,8 @@ def open_video(source: str | Path, *, threads: int = 0) -> Iterator[Opened]:
     """
     from av.stream import Disposition
 
-    name = str(source)
-    with _av_errors(name), _open_container(name) as container:
+    name = public_name(source)
+    with _av_errors(name), _open_container(str(source)) as container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"

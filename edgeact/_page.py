@@ -59,7 +59,7 @@ def write_page(path: Path, page: str) -> None:
     """Write it beside `path` first, and rename it when whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="replace")  # the name of a folder may be no Unicode
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ __all__ = ["Picture", "folder_of", "picture", "pictures", "sheet", "time_in_word
 
 _FRAMES = 8
 _HEIGHT_PX = 144  # of a decoded frame: what a screen of two pixels a point shows of a strip
+_LARGEST_PX = 2048  # of a frame's short side: a ClipSpec that anyone wrote may ask for any
 _SHOWN = 60
 _SHORTEST_S = 0.2
 
@@ -74,15 +75,15 @@ def picture(root: Path | None, id: str, start_s: float, end_s: float, spec: Clip
     if root is not None and (relative.is_absolute() or ".." in relative.parts):
         return Picture(None, f"{id} leaves the folder of videos")
     path = Path(id) if root is None else root / relative
-    if not path.is_file():
-        return Picture(None, f"{path}: no such file; --videos names the folder where the videos lie now")
     rate = _FRAMES / max(end_s - start_s, _SHORTEST_S)  # so that the last of them stands before the end
-    larger = max(1.0, _HEIGHT_PX / spec.crop_height)
-    sizes = {name: round(getattr(spec, name) * larger) for name in ("short_side", "crop_height", "crop_width")}
+    larger = min(max(1.0, _HEIGHT_PX / spec.crop_height), _LARGEST_PX / spec.short_side)
+    sizes = {name: max(1, round(getattr(spec, name) * larger)) for name in ("short_side", "crop_height", "crop_width")}
     shown = dataclasses.replace(spec, frames=_FRAMES, frame_stride=1, sample_fps=rate, **sizes)
     try:
+        if not path.is_file():
+            return Picture(None, f"{path}: no such file; --videos names the folder where the videos lie now")
         return Picture(read_clip(path, shown, round(start_s * rate)).frames)
-    except VideoError as exc:
+    except (VideoError, OSError) as exc:  # OSError: a name too long, a folder that may not be entered
         return Picture(None, str(exc))
 
 

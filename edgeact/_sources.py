@@ -1,7 +1,6 @@
 """What a user names when asked for videos: a folder, a list, one file, or what goes on as it is seen."""
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from edgeact._layouts import some, video_files
 from edgeact.data import Sample, VideoDataset, open_dataset
 from edgeact.errors import InputError
 
-__all__ = ["find_videos", "is_live", "public_name"]
+__all__ = ["find_videos", "is_live"]
 
 _UNLABELLED = -1
 
@@ -19,11 +18,6 @@ def is_live(source: str) -> bool:
     return "://" in source or source.isdecimal() or source.startswith("/dev/video")
 
 
-def public_name(source: str) -> str:
-    """A live source without the password that its URL may hold."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source)
-
-
 def find_videos(source: str | os.PathLike[str]) -> VideoDataset:
     """The videos of a folder and of those in it, of a .txt with one path a line, or one video.
 
@@ -31,7 +25,7 @@ def find_videos(source: str | os.PathLike[str]) -> VideoDataset:
     where the folder has a split.csv; then its videos are those that are listed there.
 
     Raises:
-        InputError: There are none, the list cannot be read, or names a video twice.
+        InputError: There are none, the list cannot be read, or names a video twice, or a name is not Unicode.
     """
     path = Path(os.path.abspath(source))  # of links, the name that was given  # noqa: PTH100
     if path.is_dir():
@@ -67,5 +61,17 @@ def _listed(file: Path) -> VideoDataset:
 def _unlabelled(root: Path, paths: list[Path], if_none: str) -> VideoDataset:
     if not paths:
         raise InputError(if_none)
+    odd = [str(path) for path in paths if not _is_unicode(path.relative_to(root))]
+    if odd:  # what no table can hold, told before hours of work
+        raise InputError(f"{root}: names of videos that are not UTF-8: {some(odd, 3)}; rename them")
     samples = (Sample(path.relative_to(root).as_posix(), path, _UNLABELLED) for path in paths)
     return VideoDataset(root, (), tuple(sorted(samples, key=lambda sample: sample.id)))
+
+
+def _is_unicode(path: Path) -> bool:
+    """Python holds other bytes of a name as lone surrogates."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

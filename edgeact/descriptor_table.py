@@ -10,6 +10,7 @@ Files may come from anyone: they are parsed and checked, and nothing is unpickle
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ Per = Literal["clip", "video"]
 SUFFIXES = (".parquet", ".npz")
 
 _VERSION = 1
+_LONGEST_S = 1e10  # 300 years; a file that anyone wrote may claim more than its pictures could be counted by
 _KEY = b"edgeact-descriptors"
 
 
@@ -105,7 +107,8 @@ class Table:
         labels: The class `[N]` of each row; None where that is not known.
 
     Raises:
-        InputError: Its parts do not fit one another, or hold values that are not finite.
+        InputError: Its parts do not fit one another, or hold values that are not finite, times that no video has, or
+            names that are not Unicode.
     """
 
     ids: tuple[str, ...]
@@ -131,6 +134,15 @@ class Table:
                 raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
         if self.labels is not None and len(self.labels) != n:
             raise InputError(f"{len(self.labels)} labels for {n} rows")
+        wrong = ~((self.start_s >= 0) & (self.start_s <= self.end_s) & (self.end_s <= _LONGEST_S))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(f"row {row} is of {self.start_s[row]:g} to {self.end_s[row]:g} s, which no video has")
+        for name in ("ids", "labels"):
+            try:
+                "".join(getattr(self, name) or ()).encode()
+            except UnicodeEncodeError as exc:
+                raise InputError(f"{name} hold text that is not Unicode ({exc.reason})") from exc
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -219,7 +231,10 @@ def _read_parquet(file: Path) -> Table:
     import pyarrow.parquet as pq
 
     stored = pq.read_table(file, partitioning=None)
-    fields = _from_json((stored.schema.metadata or {})[_KEY])
+    metadata = stored.schema.metadata or {}
+    if _KEY not in metadata:
+        raise InputError(f"its metadata lacks {_KEY.decode()}")
+    fields = _from_json(metadata[_KEY])
     names = ["id", "start_s", "end_s", "descriptor"] + ["label"] * ("label" in stored.column_names)
     kinds = [pa.string(), pa.float64(), pa.float64(), pa.list_(pa.float32(), fields.dims), pa.string()]
     for name, kind in zip(names, kinds, strict=False):
@@ -252,6 +267,8 @@ def _write_npz(file: Path, table: Table) -> None:
 
 
 def _read_npz(file: Path) -> Table:
+    if not zipfile.is_zipfile(file):  # numpy would take it for a pickle, and tell how to load that
+        raise InputError("it is damaged, or no .npz")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return Table(
             ids=_texts(arrays["ids"]),

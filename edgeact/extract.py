@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._sources import public_name
+from edgeact._decode import public_name
 from edgeact.bundle import Bundle, open_bundle
 from edgeact.data import VideoDataset
 from edgeact.descriptor import Descriptor, Reading
@@ -222,7 +222,7 @@ def extract_live(
 
     Raises:
         VideoError: The source cannot be opened, or breaks off; what came before is written.
-        InputError: It ended before the first clip did.
+        InputError: It ended, or was stopped, before the first clip did: nothing is written.
     """
     hop = describer.fields.hop if hop is None else hop
     fields = dataclasses.replace(describer.fields, per=per, hop=hop)
@@ -247,6 +247,10 @@ def extract_live(
                 written = time.monotonic()
         if not outputs:
             raise InputError(f"{name}: no clip ends within {seconds} s; give more --seconds")
+    except KeyboardInterrupt:
+        if not outputs:  # else a table of an earlier run would be taken for this one's
+            raise InputError(f"{name}: stopped before its first clip ended; nothing is written") from None
+        raise
     finally:
         if outputs:
             write()

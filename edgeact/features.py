@@ -73,7 +73,10 @@ def compute_rows(
     for window in iter_windows(source, spec, hop, threads=threads):
         row = np.asarray(extract(window.clip[None]), np.float32)
         if not np.isfinite(row).all():
-            raise InputError(f"the network's features of {name} are not finite (NaN or infinity)")
+            raise InputError(
+                f"the network's features of {name} are not finite (NaN or infinity): its weights are damaged, or its "
+                "training diverged; give another checkpoint"
+            )
         yield row, np.array([[window.start_s, window.end_s]])
 
 

@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeact._decode import Opened, Timeline, decoded, grid_of, open_video, packet_timeline, rgb_converter, sampled
+from edgeact._decode import (
+    Opened,
+    Timeline,
+    decoded,
+    grid_of,
+    open_video,
+    packet_timeline,
+    public_name,
+    rgb_converter,
+    sampled,
+)
 from edgeact.clip import ClipSpec, resize, resize_and_crop, window_indices
 from edgeact.errors import InputError, VideoError
 
@@ -187,7 +197,7 @@ def iter_windows(source: str | Path, spec: ClipSpec, hop: int, *, threads: int =
                 until_next = hop
                 yield _window(recent, spec)
     if not seen:
-        raise VideoError(f"{source}: no frame decodes")
+        raise VideoError(f"{public_name(source)}: no frame decodes")
     if seen < spec.frames or until_next != hop:
         yield _window(recent, spec)
 

@@ -124,6 +124,7 @@ class Qualcomm(Target):
 
 def _onnx_for(program: "ExportedProgram", precision: str, options: Mapping[str, str]) -> "ModelProto":
     from edgeact.targets._htp_graph import for_htp, frames_first
+    from edgeact.targets._htp_pool import pool_by_axis
     from edgeact.targets._onnx import to_onnx
 
     model = to_onnx(program, precision)
@@ -131,6 +132,7 @@ def _onnx_for(program: "ExportedProgram", precision: str, options: Mapping[str, 
         for_htp(model, options["activations"])
     else:
         frames_first(model)
+        pool_by_axis(model)
     return model
 
 

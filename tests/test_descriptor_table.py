@@ -70,6 +70,11 @@ def test_other_programs_read_both(tmp_path: Path) -> None:
         ({"descriptors": np.zeros((3, 4), np.float32)}, r"descriptors is float32 \(3, 4\), not float32 \(3, 3\)"),
         ({"descriptors": np.full((3, 3), np.nan, np.float32)}, "descriptors holds values that are not finite"),
         ({"labels": ("x",)}, "1 labels for 3 rows"),
+        ({"start_s": np.array([0.0, -1.0, 0.0])}, "row 1 is of -1 to 1.5 s, which no video has"),
+        ({"start_s": np.array([0.0, 0.0, 0.2])}, "row 2 is of 0.2 to 0.1 s"),
+        ({"end_s": np.array([1e300, 1.5, 0.1])}, r"row 0 is of 0 to 1e\+300 s"),
+        ({"ids": ("a", "b\udcff", "c")}, "ids hold text that is not Unicode"),
+        ({"labels": ("a", "b", "\ud800")}, "labels hold text that is not Unicode"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -111,17 +116,22 @@ def test_columns_of_anyone_are_refused(tmp_path: Path) -> None:
         (stored.drop_columns("id"), "id"),
         (stored.set_column(0, "id", pa.array([1, 2, 3])), "column id is int64"),
         (stored.set_column(0, "id", pa.array(["a", None, "b"])), "with 1 nulls"),
-        (stored.replace_schema_metadata({}), "edgeact-descriptors"),
+        (stored.replace_schema_metadata({}), "its metadata lacks edgeact-descriptors;"),
     ):
         pq.write_table(changed, file)
         with pytest.raises(InputError, match=message):
             read_table(file)
     np.savez(tmp_path / "t.npz", ids=np.array([{"a": 1}], object))
     np.savez(tmp_path / "u.npz", ids=np.array([1, 2, 3]))
-    (tmp_path / "v.npz").write_bytes(b"")
+    (tmp_path / "v.npz").write_bytes(b"not numpy's")
     with (tmp_path / "w.npz").open("wb") as stream:
         np.save(stream, np.zeros(3))
-    for name, message in (("t", "allow_pickle"), ("u", "ids or labels are int64"), ("v", "No data"), ("w", "")):
+    for name, message in (
+        ("t", "allow_pickle"),
+        ("u", "ids or labels are int64"),
+        ("v", "damaged, or no .npz"),
+        ("w", "damaged, or no .npz"),
+    ):
         with pytest.raises(InputError, match=f"{name}.npz is no table of descriptors: .*{message}"):
             read_table(tmp_path / f"{name}.npz")
 

@@ -85,6 +85,17 @@ def on_cpu(model: onnx.ModelProto, clip: Any) -> Any:
     return session.run(None, {"clip": clip})[0]
 
 
+def test_a_padded_pooling_of_two_in_float16(tmp_path: Path) -> None:
+    """As C3D's pool5, on a map of even size: the binary is compared with its graph, or nothing is written."""
+    pooled = nn.Sequential(nn.Conv3d(3, 4, 1), nn.MaxPool3d(2, 2, (0, 1, 1)), nn.Flatten(), nn.Linear(4 * 25, 3))
+    spec = ClipSpec(frames=2, frame_stride=1, short_side=8, crop_height=8, crop_width=8)
+    clip = np.random.default_rng(0).integers(0, 256, (1, *spec.clip_shape), dtype=np.uint8)
+    program = lower_and_prove(behind_uint8(fold(pooled.eval(), spec), spec), "unrolled", clip)
+    (told, *_) = compiled(tmp_path / "artifact", program, "fp16")
+    assert float(told.partition("emulator ")[2].partition(" dB")[0]) > 50
+    assert load_runner("qnn", tmp_path / "artifact", spec).placement().fallback_ops == 0
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("activations", "kind", "least_db"), [("int8", np.uint8, 25), ("int16", np.uint16, 30)])
 def test_the_onnx_is_integers_from_the_clip_to_the_logits(

@@ -125,6 +125,13 @@ def test_pictures_are_of_the_clip_at_its_time(videos: Path) -> None:
     assert picture(None, str(videos / "a/02.mp4"), 0.0, 0.0, SPEC).frames is not None
 
 
+def test_a_huge_crop_of_anyone_is_shown_smaller(videos: Path) -> None:
+    huge = dataclasses.replace(SPEC, short_side=60_000, crop_height=30_000, crop_width=30_000)
+    frames = picture(videos, "a/02.mp4", 0.0, 1.0, huge).frames
+    assert frames is not None
+    assert frames.shape == (8, 1024, 1024, 3)
+
+
 def test_what_has_no_picture_says_why(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     for root, id, message in (
@@ -133,6 +140,7 @@ def test_what_has_no_picture_says_why(videos: Path, tmp_path: Path) -> None:
         (tmp_path, "../videos/a/00.mp4", "leaves the folder"),
         (tmp_path, str(videos / "a/00.mp4"), "leaves the folder"),
         (None, "http://localhost:1/x.mp4", "no such file"),
+        (tmp_path, "long" * 1000, "File name too long"),
     ):
         found = picture(root, id, 0.0, 1.0, SPEC)
         assert found.frames is None

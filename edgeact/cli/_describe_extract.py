@@ -1,12 +1,13 @@
 """`edgeact describe extract`: videos, or a camera as it goes, to a table of descriptors."""
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeact.cli._describe_options import NetworkRecipe, place_options, take_elsewhere, weights_options
+from edgeact.cli._describe_options import NetworkRecipe, place_options, take_elsewhere, tell_notes, weights_options
 from edgeact.cli._options import parse_options
 from edgeact.errors import InputError
 
@@ -39,7 +40,8 @@ def extract(source: str, out: str, as_json: bool, quiet: bool, **given: Any) -> 
     Videos that cannot be used are listed, and the exit status is then 1. Features of finished videos are kept in the
     cache: stopped, it goes on where it was.
     """
-    from edgeact._sources import find_videos, is_live, public_name
+    from edgeact._decode import public_name
+    from edgeact._sources import find_videos, is_live
     from edgeact.descriptor_table import check_table_path, read_table, write_table
     from edgeact.extract import extract_live, extract_videos, open_videos
 
@@ -81,9 +83,9 @@ def _until_stopped(record: Any, what: str, *, shown: bool) -> None:
     from edgeact.cli import interrupt_heard
 
     try:
-        with waiting(what, shown=shown):
+        with waiting(what, shown=shown), contextlib.suppress(KeyboardInterrupt):
             record()
-    except KeyboardInterrupt:
+    finally:
         interrupt_heard()
 
 
@@ -122,7 +124,9 @@ def _by_descriptor(file: str, weights: dict[str, Any], *, live: bool) -> "tuple[
         layer=descriptor.layer,
     )
     network = recipe.network()
-    return by_network(network.model, network.name, descriptor, live=live), recipe
+    describer = by_network(network.model, network.name, descriptor, live=live)
+    tell_notes(network)
+    return describer, recipe
 
 
 def _print(found: dict[str, Any], skipped: list[str], origin: str | None) -> None:

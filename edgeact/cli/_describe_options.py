@@ -23,6 +23,7 @@ __all__ = [
     "place_options",
     "print_path",
     "take_elsewhere",
+    "tell_notes",
     "weights_options",
 ]
 
@@ -166,7 +167,17 @@ def open_parts(given: dict[str, Any], *splits: Any) -> tuple[str, list[Any]]:
         layer=how["layer"],
     )
     how["elsewhere"] = take_elsewhere(place, recipe)
-    return network.name, [open_features(network.model, network.spec, data, split=split, **how) for split in splits]
+    parts = [open_features(network.model, network.spec, data, split=split, **how) for split in splits]
+    tell_notes(network)
+    return network.name, parts
+
+
+def tell_notes(network: "Network") -> None:
+    """On stderr: that its weights are not trained, or its ClipSpec is not the checkpoint's."""
+    from edgeact._terminal import plain
+
+    for note in network.notes:
+        click.echo(f"note: {plain(note)}", err=True)
 
 
 def print_path(what: str, path: str | None) -> None:

@@ -102,6 +102,8 @@ def _query(
         return query_of_id(table, query, at_s=at_s), None
     if not file.is_file():
         raise InputError(f"{query}: no such file, and no id of {index_file}")
+    if file.suffix.lower() == ".txt":
+        raise InputError(f"{query} is a list, and a query is one video: search for each of them")
     if not describing:
         raise InputError(
             f"{query} is a file, and no id of {index_file}: give what describes it, --bundle, or --descriptor with the "
@@ -162,7 +164,7 @@ def _notes(
     if overlapping:
         notes.append(f"{overlapping} rows that overlap the query or a better hit are left out")
     if index.approximate:
-        depth = min(k, len(table))
+        depth = max(1, min(k, len(table) - 1))  # others than the row that asks
         told = f"finds {pct(index.recall(depth))} of the exact {depth} nearest" if recall else "--recall measures it"
         notes.append(f"approximate: {told}")
     if query.descriptor @ query.descriptor < 1e-12:

@@ -71,6 +71,8 @@ def test_what_an_approximate_search_loses_is_told_on_request(run, index: Path) -
     arguments = ("describe", "search", "a/00.mp4", "--index", index, "--approximate")
     assert "approximate: --recall measures it" in run(*arguments)[1]
     assert "finds 100.0 % of the exact 10 nearest" in " ".join(run(*arguments, "--recall")[1].split())
+    said = run(*arguments, "--recall", "-k", 99)[1]
+    assert "finds 100.0 % of the exact 19 nearest" in " ".join(said.split())  # of 20 rows, one asks
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,10 @@ def test_a_video_file_is_described_as_the_index_was(run, tmp_path: Path) -> None
     by_file, by_id = json.loads(said), json.loads(run(*search, rows.ids[0])[1])
     assert by_file["hits"] == by_id["hits"]  # the file is the one in the index: it does not find itself
     assert "data:image/jpeg;base64," in sheet.read_text()
+    (tmp_path / "list.txt").write_text(str(file))
+    status, _, said = run(*search, tmp_path / "list.txt", *describing)
+    assert status == 2
+    assert "list.txt is a list, and a query is one video" in said
     elsewhere = tmp_path / "copy.mp4"
     elsewhere.write_bytes(file.read_bytes())
     first = json.loads(run(*search, elsewhere, *describing, "--at", 0)[1])["hits"][0]

@@ -213,6 +213,16 @@ def test_videos_that_cannot_be_used_are_listed(run: Run, made: Made, tmp_path: P
     assert not (tmp_path / "t.npz").exists()
 
 
+def test_names_that_no_table_can_hold_are_refused_first(run: Run, made: Made, tmp_path: Path) -> None:
+    try:
+        (tmp_path / "v\udcff.mp4").write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    status, _, said = run(tmp_path, *made.by_network, "--out", tmp_path / "t.npz")
+    assert status == 2
+    assert "names of videos that are not UTF-8" in said
+
+
 def test_what_is_finished_is_not_computed_again(
     run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +295,15 @@ def test_what_a_stream_gave_is_written_however_it_ends(
     assert (status, len(read_table(out))) == (2, 2)
     assert "the stream broke off" in said
 
+    def stopped(*given: Any, **options: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(extraction, "compute_rows", stopped)
+    status, _, said = run(_stream(file), *made.by_network[:-2], "--out", out)
+    assert status == 2  # the table that is there is of an earlier run
+    assert "stopped before its first clip ended; nothing is written" in said
+
 
 def test_a_stream_that_falls_silent_is_an_error_after_what_it_gave(
     run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -314,7 +333,13 @@ def test_a_stream_that_falls_silent_is_an_error_after_what_it_gave(
     assert len(read_table(tmp_path / "t.npz")) > 3
 
 
-def test_the_password_of_a_url_is_not_written() -> None:
+def test_the_password_of_a_url_is_not_written(run: Run, made: Made, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    source = f"tcp://me:se@cret@127.0.0.1:{port}"  # nobody listens
+    status, _, said = run(source, *made.by_network[:-2], "--out", tmp_path / "t.npz")
+    assert status == 2
+    assert said.startswith(f"error: tcp://127.0.0.1:{port}: ")
     assert extraction.public_name("rtsp://me:secret@host/a@b") == "rtsp://host/a@b"
     assert extraction.public_name("/dev/video0") == "/dev/video0"
 
