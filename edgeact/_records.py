@@ -10,7 +10,8 @@ from edgeact._quantized import Source
 from edgeact.accuracy import Accuracy, compare_accuracy
 from edgeact.bundle import aside
 from edgeact.clip import ClipSpec
-from edgeact.descriptor import Described, reading_to_dict
+from edgeact.descriptor import Described
+from edgeact.descriptor_file import reading_to_dict
 from edgeact.descriptor_parity import Descriptors, compare_descriptors, descriptors_in_words
 from edgeact.environment import describe_environment, device_name, today
 from edgeact.errors import InputError

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from edgeact._manifest import check_files, check_unlisted, inside, read_manifest, write_manifest
 from edgeact.clip import ClipSpec
-from edgeact.descriptor import Described, Reading, read_examples, reading_from_dict, write_examples
+from edgeact.descriptor import Described, Reading
+from edgeact.descriptor_file import read_examples, reading_from_dict, write_examples
 from edgeact.errors import BundleError, InputError
 from edgeact.parity import Report
 

@@ -1,10 +1,12 @@
 """The ops of an ATen graph that fast kernels do not take, by one judge per backend."""
 
 from collections.abc import Callable, Mapping
-
-from torch import fx
+from typing import TYPE_CHECKING
 
 from edgeact.targets._target import Refusal
+
+if TYPE_CHECKING:
+    from torch import fx
 
 __all__ = ["MOVES", "refuse"]
 
@@ -17,8 +19,8 @@ MOVES = frozenset(_MOVEMENT.split())
 
 
 def refuse(
-    graph: fx.GraphModule, judge: Callable[[str, fx.Node], str | None], *, source: str, volumetric: str
-) -> Mapping[fx.Node, Refusal]:
+    graph: "fx.GraphModule", judge: "Callable[[str, fx.Node], str | None]", *, source: str, volumetric: str
+) -> "Mapping[fx.Node, Refusal]":
     """Every op of `graph` that computes and is refused.
 
     Args:

@@ -21,16 +21,13 @@ from edgeact._capture import eager
 from edgeact._feature_layer import descriptor_network, feature_network
 from edgeact.clip import ClipSpec, normalize
 from edgeact.describe import SvmError, fit, fit_pca, open_features, train_svm
-from edgeact.descriptor import (
-    Descriptor,
-    Reading,
+from edgeact.descriptor import Descriptor, Reading, project, unit
+from edgeact.descriptor_file import (
     check_descriptor_path,
     load_descriptor,
-    project,
     reading_from_dict,
     reading_to_dict,
     save_descriptor,
-    unit,
 )
 from edgeact.dimensions import accuracy_by_dimensions
 from edgeact.errors import CheckpointError, InputError, MissingDependencyError, UnknownNameError, VideoError

@@ -75,7 +75,8 @@ def test_an_interrupt_ends_it(logs: Path, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     script = (
-        "import sys\nfrom edgeact._vendor_compiler import DEFAULT, run_compiler\n"
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as in a foreground job
+        "from edgeact._vendor_compiler import DEFAULT, run_compiler\n"
         f"run_compiler([sys.executable, '-c', {code!r}], name='it', how=DEFAULT)"
     )
     caller = subprocess.Popen([sys.executable, "-P", "-c", script], stderr=subprocess.PIPE)

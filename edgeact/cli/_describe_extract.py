@@ -110,7 +110,7 @@ def take_describer(given: dict[str, Any], *, live: bool) -> "tuple[Describer, An
 
 def _by_descriptor(file: str, weights: dict[str, Any], *, live: bool) -> "tuple[Describer, NetworkRecipe]":
     from edgeact.cli._model import require_torch
-    from edgeact.descriptor import load_descriptor
+    from edgeact.descriptor_file import load_descriptor
     from edgeact.extract import by_network
 
     require_torch()

@@ -27,7 +27,8 @@ def fit(dims: int, out: str, html: str | None, as_json: bool, **given: Any) -> N
     from edgeact import describe
     from edgeact._describe_page import fit_page
     from edgeact._page import check_page, write_page
-    from edgeact.descriptor import check_descriptor_path, check_order, save_descriptor
+    from edgeact.descriptor import check_order
+    from edgeact.descriptor_file import check_descriptor_path, save_descriptor
 
     describe.require_sklearn()
     order = check_order(given.pop("order"))

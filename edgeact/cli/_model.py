@@ -85,7 +85,7 @@ def before_descriptor(name: str | None, file: str | None) -> str | None:
         InputError: The name has a descriptor, and no file was given, or one of other dimensions.
         CheckpointError: The file is no descriptor.
     """
-    from edgeact.descriptor import load_descriptor
+    from edgeact.descriptor_file import load_descriptor
 
     parts = re.fullmatch(r"(\w+)_pca(\d+)", name or "")
     if parts is None:
@@ -108,7 +108,7 @@ def end_in_descriptor(network: Network, file: str, *, whitened: bool) -> tuple[N
         CheckpointError: The file is no descriptor, or one of another network.
     """
     from edgeact._feature_layer import descriptor_network
-    from edgeact.descriptor import load_descriptor
+    from edgeact.descriptor_file import load_descriptor
 
     found = load_descriptor(file)
     if network.quantized is not None:

@@ -14,7 +14,7 @@ import edgeact
 from edgeact.cli import main
 from edgeact.cli._model import Network, end_in_descriptor
 from edgeact.clip import ClipSpec
-from edgeact.descriptor import load_descriptor
+from edgeact.descriptor_file import load_descriptor
 from edgeact.errors import CheckpointError
 
 TINY = ("--model", "c3d", "--option", "width=0.125", "--short-side", "18", "--crop", "16", "--quiet")

@@ -24,7 +24,8 @@ from edgeact._feature_layer import feature_network
 from edgeact._manifest import read_manifest, write_manifest
 from edgeact.cli import main
 from edgeact.clip import ClipSpec, normalize
-from edgeact.descriptor import load_descriptor, unit
+from edgeact.descriptor import unit
+from edgeact.descriptor_file import load_descriptor
 from edgeact.descriptor_table import Table, read_table
 from edgeact.errors import VideoError
 from edgeact.video import iter_windows, write_video
