@@ -26,6 +26,7 @@ from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, NotMeasured
 from edgeact.placement import IN_FLOAT, Placement, read_placement
 from edgeact.quantize.scheme import AFFINE
+from edgeact.placement import Placement
 from edgeact.runtime import load_runner, qnn, sample_of
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 from edgeact.targets import Request, _qnn_compiler, check_options, get_target
@@ -93,7 +94,9 @@ def test_a_padded_pooling_of_two_in_float16(tmp_path: Path) -> None:
     program = lower_and_prove(behind_uint8(fold(pooled.eval(), spec), spec), "unrolled", clip)
     (told, *_) = compiled(tmp_path / "artifact", program, "fp16")
     assert float(told.partition("emulator ")[2].partition(" dB")[0]) > 50
-    assert load_runner("qnn", tmp_path / "artifact", spec).placement().fallback_ops == 0
+    placement = load_runner("qnn", tmp_path / "artifact", spec).placement()
+    assert isinstance(placement, Placement)
+    assert placement.fallback_ops == 0
 
 
 @pytest.mark.parametrize("form", FORMS)
