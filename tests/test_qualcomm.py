@@ -26,7 +26,6 @@ from edgeact.numerics import Numerics, compare_outputs
 from edgeact.parity import Gates, NotMeasured
 from edgeact.placement import IN_FLOAT, Placement, read_placement
 from edgeact.quantize.scheme import AFFINE
-from edgeact.placement import Placement
 from edgeact.runtime import load_runner, qnn, sample_of
 from edgeact.runtime._onnxruntime import import_onnxruntime, session_options
 from edgeact.targets import Request, _qnn_compiler, check_options, get_target
