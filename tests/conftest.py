@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_calls import call_cli
 from hypothesis import HealthCheck, settings
 
 from edgeact.clip import ClipSpec
@@ -65,3 +66,15 @@ def full_disk() -> Callable[[], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`run("export", …)` gives the exit status, stdout and stderr of a command."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = call_cli(*arguments)
+        return status, *capsys.readouterr()
+
+    return call

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from engines import uncompiled
 
 import edgeact
-from edgeact.cli import main
 from edgeact.compile import compile_bundle
 from edgeact.errors import EngineError, InputError, ToolchainError
 from edgeact.parity import Gates
@@ -19,26 +17,6 @@ from edgeact.runtime import aotinductor
 
 QUICK = ("--threads", "1", "--rounds", "1")
 Edgeact = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def process_state() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Edgeact:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

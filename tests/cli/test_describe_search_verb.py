@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,32 +12,9 @@ from long_videos import write_long_videos
 from safetensors.torch import save_file
 
 import edgeact
-from edgeact.cli import main
 from edgeact.descriptor_table import read_table, write_table
 
 TINY = ("--model", "c3d", "--option", "width=0.125", "--option", "source=edgeact", "--quiet")
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """What `main` changes in its process, put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

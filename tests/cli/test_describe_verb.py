@@ -1,8 +1,6 @@
 """`edgeact describe`: what it prints and what it refuses."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ from long_videos import write_long_videos
 from safetensors.torch import save_file
 
 import edgeact
-from edgeact.cli import main
 from edgeact.cli._model import Network, end_in_descriptor
 from edgeact.clip import ClipSpec
 from edgeact.descriptor_file import load_descriptor
@@ -24,28 +21,6 @@ HERE = (*TINY, "--workers", "1")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_long_videos(tmp_path_factory.mktemp("long") / "videos", train=4, test=1, frames=20)
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """What `main` changes in its process, put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code, said.out, said.err
-
-    return call
 
 
 def test_fit_writes_the_descriptor_and_reports_what_it_keeps(run, videos: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_calls import call_cli
 from long_videos import write_long_videos
 from safetensors.torch import save_file
 
@@ -22,7 +22,6 @@ import edgeact
 from edgeact import extract as extraction
 from edgeact._feature_layer import feature_network
 from edgeact._manifest import read_manifest, write_manifest
-from edgeact.cli import main
 from edgeact.clip import ClipSpec, normalize
 from edgeact.descriptor import unit
 from edgeact.descriptor_file import load_descriptor
@@ -36,21 +35,11 @@ DIMS = 3
 Run = Callable[..., tuple[int, str, str]]
 
 
-def _call(*arguments: object) -> int:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = _call("describe", "extract", *arguments, "--quiet")
+        status = call_cli("describe", "extract", *arguments, "--quiet")
         return status, *capsys.readouterr()
 
     return call
@@ -68,9 +57,9 @@ class Made:
         options = ("--model", "c3d", "--option", "width=0.125", "--option", "source=edgeact")
         self.network = (*options, "--checkpoint", self.weights)
         tiny = (*self.network, "--data", self.videos, "--short-side", 18, "--crop", 16, "--quiet")
-        assert _call("describe", "fit", *tiny, "--workers", 1, "--dims", DIMS, "--out", self.pca) == 0
+        assert call_cli("describe", "fit", *tiny, "--workers", 1, "--dims", DIMS, "--out", self.pca) == 0
         export = ("export", "--target", "openvino", "--threads", 1, "--rounds", 1, "--out", folder / "bundles")
-        assert _call(*export, *tiny, "--descriptor", self.pca) == 0
+        assert call_cli(*export, *tiny, "--descriptor", self.pca) == 0
         self.bundle = folder / "bundles" / f"c3d_pca{DIMS}-openvino-fp32"
         self.by_network = (*self.network, "--descriptor", self.pca, "--workers", 1)
 
@@ -162,7 +151,7 @@ def test_a_cluster_fits_and_extracts_the_same_bits(
     with LocalCluster(n_workers=1, threads_per_worker=2, **here) as dask:
         there = ("--scheduler", dask.scheduler_address)
         fit = ("describe", "fit", *made.network, "--data", made.videos, "--short-side", 18, "--crop", 16, *there)
-        assert _call(*fit, "--dims", DIMS, "--out", tmp_path / "pca.safetensors", "--quiet") == 0
+        assert call_cli(*fit, "--dims", DIMS, "--out", tmp_path / "pca.safetensors", "--quiet") == 0
         assert (tmp_path / "pca.safetensors").read_bytes() == made.pca.read_bytes()
         assert run(made.videos, *made.by_network[:-2], *there, "--out", tmp_path / "b.npz")[0] == 0
         assert _same(read_table(tmp_path / "a.npz"), read_table(tmp_path / "b.npz"))
