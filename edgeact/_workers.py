@@ -177,7 +177,8 @@ def cluster(address: str) -> Place:
             raise DeviceError(f"--scheduler {address} went away; what is finished is kept: run it again") from exc
         except (ImportError, RuntimeError) as exc:
             raise DeviceError(
-                f"--scheduler {address}: {exc}; its scheduler and workers need this edgeact with its extra dask"
+                f"--scheduler {address}: it or a worker failed: {exc}; what is finished is kept. Both need this "
+                "edgeact with its extra dask"
             ) from exc
         finally:
             client.close()

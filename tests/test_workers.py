@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,6 +196,17 @@ def test_a_scheduler_that_is_not_there_is_an_error_in_a_line(
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingDependencyError, match=r"--scheduler needs distributed.*edgeact\[dask\]"):
         list(open_set(cluster(address)))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ImportError("No module named 'edgeact'")])
+def test_a_worker_that_fails_is_an_error_in_a_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    client = SimpleNamespace(get_executor=lambda **_: None, close=lambda: closed.append(True))
+    monkeypatch.setattr(_workers, "_connect", lambda address: client)
+    message = f"it or a worker failed: {error}; what is finished is kept"
+    with pytest.raises(DeviceError, match=message), cluster("tcp://10.0.0.1:8786")(1):
+        raise error
+    assert closed
 
 
 def test_a_cluster_without_workers_is_an_error(
