@@ -1,4 +1,4 @@
-"""What a target is: eleven members, of which few are needed. Adding a target is adding one file next to this one."""
+"""What a target is, with defaults for what few of them have. Adding a target is adding one file next to this one."""
 
 import importlib.util
 from abc import ABC, abstractmethod
@@ -73,6 +73,10 @@ class Target(ABC):
     needs: ClassVar[tuple[str, str]]
     takes_images: ClassVar[bool] = False
 
+    @property
+    def _name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
         """Why these do not go together; empty where they do.
 
@@ -90,7 +94,9 @@ class Target(ABC):
             UnknownNameError: A chip that the SDK's vendor does not have.
         """
         if sdk is not None:
-            raise InputError("this target uses no vendor's SDK: leave --sdk out, or export for litert with --npu")
+            raise InputError(
+                f"target {self._name!r} uses no vendor's SDK: leave --sdk out, or export for litert with --npu"
+            )
 
     def require_toolchain(self) -> None:
         """Refuse to go on without what compiles.
@@ -100,8 +106,7 @@ class Target(ABC):
         """
         package, extra = self.needs
         if importlib.util.find_spec(package) is None:
-            name = type(self).__module__.rpartition(".")[2]
-            raise MissingDependencyError(package, extra, f"exporting to {name}")
+            raise MissingDependencyError(package, extra, f"exporting to {self._name}")
 
     @abstractmethod
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:

@@ -123,7 +123,7 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         _litert_aot.check("qualcomm", "SM8650", None)
     with pytest.raises(InputError, match=r"--sdk compiles for one chip: give --soc, one of SA8255"):
         _litert_aot.check("qualcomm", "none", tmp_path)
-    with pytest.raises(InputError, match=r"this target uses no vendor's SDK: leave --sdk out"):
+    with pytest.raises(InputError, match=r"target 'coreml' uses no vendor's SDK: leave --sdk out"):
         get_target("coreml").check_sdk({}, tmp_path)
     get_target("coreml").check_sdk({}, None)
     with pytest.raises(InputError, match=r"--sdk is of an NPU"):
