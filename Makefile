@@ -20,7 +20,7 @@ test: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 15
 
 test-all: $(VENV)/.dev-$(SOURCES)
-	$(BIN)/pytest $(PARALLEL) --hypothesis-profile thorough
+	$(BIN)/pytest $(PARALLEL) --hypothesis-profile thorough -o faulthandler_timeout=3600
 
 check: $(VENV)/.dev-$(SOURCES)
 	$(BIN)/ruff check .

@@ -192,16 +192,21 @@ def _connect(address: str) -> Any:
     except ImportError as exc:
         raise MissingDependencyError("distributed", "dask", "--scheduler") from exc
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it would log is raised
+    # A client that its constructor gave up is closed by the garbage collector, maybe while another one starts, which
+    # never ends then: the object is made first, so that there is something to close.
+    client: Any = Client.__new__(Client)
     try:
-        client: Any = Client(address, timeout=_ANSWER_S, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, TypeError) as exc:
-        raise DeviceError(
-            f"--scheduler {address}: no Dask scheduler answers there within {_ANSWER_S} s ({exc}); `dask scheduler` "
-            "starts one and prints its address"
-        ) from exc
-    try:
+        client.__init__(address, timeout=_ANSWER_S, set_as_default=False)
         client.wait_for_workers(1, timeout=_ANSWER_S)
-    except TimeoutError as exc:
+    except BaseException as exc:
+        found = client.status == "running"
         client.close()
-        raise DeviceError(f"--scheduler {address} has no workers: start some with `dask worker {address}`") from exc
+        if found and isinstance(exc, TimeoutError):
+            raise DeviceError(f"--scheduler {address} has no workers: start some with `dask worker {address}`") from exc
+        if isinstance(exc, OSError | ValueError | TypeError):
+            raise DeviceError(
+                f"--scheduler {address}: no Dask scheduler answers there within {_ANSWER_S} s ({exc}); `dask "
+                "scheduler` starts one and prints its address"
+            ) from exc
+        raise
     return client

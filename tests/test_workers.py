@@ -1,12 +1,14 @@
 """Videos computed by processes and on a Dask cluster: the same rows as here, and what is lost is said."""
 
 import dataclasses
+import gc
 import os
 import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +187,8 @@ def test_a_cluster_gives_the_same_rows(open_set: Callable[..., FeatureSet], sche
 def test_a_scheduler_that_is_not_there_is_an_error_in_a_line(
     open_set: Callable[..., FeatureSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from distributed.utils import LoopRunner
+
     monkeypatch.setattr(_workers, "_ANSWER_S", 0.3)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -193,6 +197,11 @@ def test_a_scheduler_that_is_not_there_is_an_error_in_a_line(
             list(open_set(cluster(address)))
     with pytest.raises(DeviceError, match="--scheduler nowhere: no Dask scheduler answers"):
         list(open_set(cluster("nowhere")))
+    with LoopRunner._lock:  # as while a client starts, which may collect garbage: an unclosed one would wait for it
+        collecting = threading.Thread(target=gc.collect, daemon=True)
+        collecting.start()
+        collecting.join(10)
+        assert not collecting.is_alive()
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingDependencyError, match=r"--scheduler needs distributed.*edgeact\[dask\]"):
         list(open_set(cluster(address)))
