@@ -99,6 +99,10 @@ _MOVEMENT = {
 _MOVEMENT |= {"SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TRANSPOSE", "UNPACK", "TILE", "BROADCAST_TO"}
 _WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL"}
 
+# The axis of the weights that has a scale for each channel, by Google's specification for makers of hardware.
+_CHANNELS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
+_SPECIFICATION = "ai.google.dev/edge/litert, LiteRT 8-bit quantization specification"
+
 
 def refused(npu: str, op: str, shapes: Sequence[Sequence[int]]) -> str:
     """Why the compiler for `npu` leaves an op, with the source; empty where its rules take it.
@@ -127,19 +131,48 @@ def estimate(path: Path, npu: str) -> Placement:
         path: Its tensors are named by layer (`_tflite.finish`).
         npu: One of `NPUS`.
     """
-    return _placement(path, lambda kind, shapes, name: refused(npu, kind, shapes), "estimated")
+
+    def judge(kind: str, tensors: Sequence[Any]) -> str:
+        return refused(npu, kind, [_shape(tensor) for tensor in tensors]) or _unlike_specified(kind, tensors)
+
+    return _placement(path, judge, "estimated")
 
 
-def computed_in_float(path: Path) -> Counter[str]:
-    """Ops of an int8 .tflite that compute in float32 and have no weights: no rule says which types are taken."""
+def _unlike_specified(kind: str, tensors: Sequence[Any]) -> str:
+    """What is wrong with the weights of an op that computes in integers; empty where nothing is."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if kind not in _CHANNELS or tensors[0].type == schema.TensorType.FLOAT32:
+        return ""
+    weights, axis = tensors[1], _CHANNELS[kind]
+    scales, zeros = weights.quantization.scale, weights.quantization.zeroPoint
+    if weights.type != schema.TensorType.INT8 or len(scales) != weights.shape[axis] or any(zeros):
+        return (
+            f"{kind}: its weights are not int8, symmetric and with a scale for each channel ({_SPECIFICATION}, {kind})"
+        )
+    return ""
+
+
+def of_no_rule(path: Path) -> tuple[str, ...]:
+    """What an int8 .tflite has of which no rule says whether it is taken, in words."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model(str(path))
-    graph = model.subgraphs[0]
-    names = [(op, flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)) for op in graph.operators]
-    floats = (name for op, name in names if graph.tensors[op.inputs[0]].type == schema.TensorType.FLOAT32)
-    return Counter(name for name in floats if name not in _MOVEMENT | _WEIGHTED)
+    graph, floats, batches = model.subgraphs[0], Counter[str](), Counter[str]()
+    for op in graph.operators:
+        name = flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)
+        if name in _MOVEMENT:
+            continue
+        if graph.tensors[op.inputs[0]].type == schema.TensorType.FLOAT32 and name not in _WEIGHTED:
+            floats[name] += 1
+        shape = _shape(graph.tensors[op.inputs[0]])
+        if len(shape) == 4 and shape[0] > 1:
+            batches[name] += 1
+    found = {"in float32": floats, "of a batch above 1, which holds time (--form unrolled has none)": batches}
+    return tuple(
+        f"{what}: {', '.join(f'{count} {name}' for name, count in ops.items())}" for what, ops in found.items() if ops
+    )
 
 
 def placed_by_compiler(path: Path, compiled: Path) -> Placement:
@@ -151,12 +184,14 @@ def placed_by_compiler(path: Path, compiled: Path) -> Placement:
     left = [op for op in graph.operators if flatbuffer_utils.opcode_to_name(model, op.opcodeIndex) != "CUSTOM"]
     names = {_name(graph.tensors[index]) for op in left for index in op.outputs}
     return _placement(
-        path, lambda kind, shapes, name: f"{kind}, which the compiler left" if name in names else "", "measured"
+        path,
+        lambda kind, tensors: f"{kind}, which the compiler left" if _name(tensors[-1]) in names else "",
+        "measured",
     )
 
 
-def _placement(path: Path, judge: Callable[[str, list[list[int]], str], str], kind: Kind) -> Placement:
-    """Of the file's ops, each judged by its kind, the shapes beside it, and the name of its result."""
+def _placement(path: Path, judge: Callable[[str, Sequence[Any]], str], kind: Kind) -> Placement:
+    """Of the file's ops, each judged by its kind, and the tensors that it reads and gives."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -168,7 +203,7 @@ def _placement(path: Path, judge: Callable[[str, list[list[int]], str], str], ki
         name: str = flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)
         tensors = [graph.tensors[index] for index in (*op.inputs, *op.outputs) if index >= 0]
         result = _name(graph.tensors[op.outputs[0]])
-        why = judge(name, [_shape(tensor) for tensor in tensors], result)
+        why = judge(name, tensors)
         if why:
             crossing |= given.intersection([*op.inputs, *op.outputs])
         if name in _MOVEMENT:

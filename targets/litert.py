@@ -20,7 +20,7 @@ from edgeact.errors import ToolchainError
 from edgeact.placement import write_placement
 from edgeact.quantize.scheme import Scheme
 from edgeact.targets import _litert_aot
-from edgeact.targets._litert_npu_rules import NPUS, computed_in_float, estimate
+from edgeact.targets._litert_npu_rules import NPUS, estimate, of_no_rule
 from edgeact.targets._target import Request, Target
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class LiteRT(Target):
             placement = _litert_aot.compile_for(model, folder / f"model_{npu}_{soc}.tflite", npu, soc, asked.how)
             told = f"{npu}: LiteRT's compiler made model_{npu}_{soc}.tflite with the SDK; it has not run on any {soc}"
         write_placement(folder, placement)
-        floats = ", ".join(f"{count} {op}" for op, count in computed_in_float(model).items())
-        unsure = (f"{npu}: in float32, of which no rule says whether it is taken: {floats}",) if floats else ()
+        unsure = [f"{npu}: no rule says whether it takes what is {what}" for what in of_no_rule(model)]
         return (told, *unsure, f"{npu}: accuracy and time are of model.tflite on this CPU (XNNPACK), not of the NPU")
 
     def refusals(self, graph: "GraphModule", asked: Request) -> "tuple[Mapping[Node, Refusal], tuple[str, ...]]":

@@ -43,12 +43,14 @@ class Exp(nn.Module):
         return (-x).exp()
 
 
-def compile_for(npu: str, folder: Path, soc: str = "none", how: Compilation | None = None) -> tuple[str, ...]:
+def compile_for(
+    npu: str, folder: Path, soc: str = "none", how: Compilation | None = None, form: str = "unrolled"
+) -> tuple[str, ...]:
     rng = np.random.default_rng(0)
     clips = [rng.integers(0, 256, (1, *SPEC.clip_shape), dtype=np.uint8) for _ in range(2)]
     target = get_target("litert")
     network = calibrated(Decaying(), clips, SPEC, target.scheme)  # type: ignore[arg-type]
-    program = lower_and_prove(behind_uint8(network, SPEC), "unrolled", clips[0])
+    program = lower_and_prove(behind_uint8(network, SPEC), form, clips[0])
     options = check_options("litert", {"npu": npu, "soc": soc}, "int8")
     return target.compile(program, folder, Request("int8", options, how or Compilation()))
 
@@ -62,7 +64,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str,
 def test_the_file_is_held_against_the_rules(compiled: tuple[Path, tuple[str, ...]]) -> None:
     folder, told = compiled
     assert "compiled for no chip: that needs the vendor's SDK (--sdk)" in told[0]
-    assert told[1].endswith("in float32, of which no rule says whether it is taken: 2 MUL, 2 EXP")
+    assert told[1] == "mediatek: no rule says whether it takes what is in float32: 2 MUL, 2 EXP"
     assert "not of the NPU" in told[2]
     placement = load_runner("litert", folder, SPEC, 1).placement()
     assert placement == read_placement(folder) == estimate(folder / "model.tflite", "mediatek")
@@ -75,6 +77,30 @@ def test_the_file_is_held_against_the_rules(compiled: tuple[Path, tuple[str, ...
     clip_and_logits = SPEC.frames * 16 * 16 * 3 + 5 * 4
     assert estimate(folder / "model.tflite", "google-tensor").crossing_bytes == clip_and_logits
     assert (placement.crossing_bytes or 0) > clip_and_logits
+
+
+def test_weights_must_have_a_scale_for_each_channel(compiled: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    for number, change in enumerate(({"scale": [0.1]}, {"zeroPoint": [3] * 8})):
+        model = flatbuffer_utils.read_model(str(compiled[0] / "model.tflite"))
+        graph = model.subgraphs[0]
+        kinds = [flatbuffer_utils.opcode_to_name(model, op.opcodeIndex) for op in graph.operators]
+        weights = graph.tensors[graph.operators[kinds.index("CONV_2D")].inputs[1]]
+        vars(weights.quantization).update(change)
+        flatbuffer_utils.write_model(model, str(tmp_path / f"{number}.tflite"))
+        (left,) = estimate(tmp_path / f"{number}.tflite", "qualcomm").fallback
+        assert "CONV_2D: its weights are not int8, symmetric and with a scale for each channel" in left
+        assert "8-bit quantization specification, CONV_2D" in left
+
+
+def test_a_batch_that_holds_time_is_told(tmp_path: Path) -> None:
+    told = compile_for("qualcomm", tmp_path, form="folded")
+    (batch,) = [each for each in told if "batch" in each]
+    assert batch.startswith(
+        "qualcomm: no rule says whether it takes what is of a batch above 1, which holds time (--form"
+    )
+    assert "CONV_2D" in batch
 
 
 @pytest.mark.parametrize("npu", list(NPUS))
