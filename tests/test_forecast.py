@@ -97,9 +97,8 @@ def test_the_forecast_of_a_jetson_is_what_the_export_says(tiny_spec: ClipSpec, t
     assert placement.macs == (found.macs("native"), macs["1"])
 
 
-@pytest.mark.parametrize(
-    ("form", "falling_back"), [("folded", {"conv3d"}), pytest.param("unrolled", set(), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("form", "falling_back"), [("folded", {"conv3d"}), ("unrolled", set())])
+@pytest.mark.slow
 def test_the_forecast_is_what_vulkan_takes(
     form: str, falling_back: set[str], tiny_spec: ClipSpec, tmp_path: Path
 ) -> None:

@@ -116,7 +116,7 @@ class Twice(Small):
         return out
 
 
-@pytest.mark.parametrize("target", ["openvino", "android", "litert"])
+@pytest.mark.parametrize("target", ["openvino", "android", pytest.param("litert", marks=pytest.mark.slow)])
 def test_a_layer_that_is_used_twice_has_two_biases(export: Export, target: str) -> None:
     model = Twice()
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_layer_that_is_used_twice_has_two_biases(export: Export, target: str) 
     assert numerics.rungs[-1].step_sqnr_db > 30
 
 
-@pytest.mark.parametrize("target", ["openvino", "android"])
+@pytest.mark.parametrize("target", ["openvino", pytest.param("android", marks=pytest.mark.slow)])
 def test_a_batch_norm_that_cannot_be_folded_is_int8(
     export: Export, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,10 +30,10 @@ from edgeact.runtime import is_installed, load_runner
 from edgeact.targets import Request, check_options, get_target
 
 LOWERED = [
-    ("android", "fp32"),
+    pytest.param("android", "fp32", marks=pytest.mark.slow),
     pytest.param("android", "fp16", marks=pytest.mark.slow),
     ("android", "int8"),
-    ("litert", "fp32"),
+    pytest.param("litert", "fp32", marks=pytest.mark.slow),
     pytest.param("litert", "fp16", marks=pytest.mark.slow),
     ("litert", "int8"),
 ]
