@@ -9,7 +9,6 @@ Shapes: the network maps float `clip_BCTHW -> logits_BK`; the artifact maps a ui
 import copy
 import dataclasses
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeact._artifact import cost_of_floats, runner_of, time_beside_reference
 from edgeact._capture import behind_uint8, check_network, eager, fold, lower_and_prove, round_weights_alone, run_program
 from edgeact._golden import clips_of, golden_clips, reference_set, spread, write_report
 from edgeact._layers import layers_in_words, rungs_in_words, worst_first
@@ -44,19 +44,18 @@ from edgeact.bundle import (
     write_manifest,
     write_reference,
 )
-from edgeact.clip import ClipSpec, normalize
+from edgeact.clip import ClipSpec
 from edgeact.descriptor import Described
 from edgeact.descriptor_parity import nearest_clip
-from edgeact.environment import busy_note, device_name
+from edgeact.environment import busy_note
 from edgeact.errors import InputError
 from edgeact.evaluate import MOTION, EvaluationSet, OnCorrupt, Outputs, balanced, run_model
-from edgeact.latency import Latency, measure_interleaved, summarize
+from edgeact.latency import Latency
 from edgeact.numerics import Numerics, ladder
 from edgeact.parity import Gates, NotMeasured, Report
 from edgeact.placement import Placement
 from edgeact.quantize.options import Int8
-from edgeact.runtime import Runner, compile_engine, emulation_of, load_runner, needs_engine, sample_of
-from edgeact.runtime._memory import peak_memory_mb
+from edgeact.runtime import sample_of
 from edgeact.targets import Request, check_form, check_options, check_precision, get_target
 from edgeact.whitening import Whitening
 
@@ -222,7 +221,7 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         rungs.append(("lowered", run_model(run_program(program), shown).logits))
     told = job.target.compile(program, folder, job.asked)
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    runner = _runner(job, folder, clip)
+    runner = runner_of(job, folder, clip)
     artifact = NotMeasured(runner.missing) if runner.missing else run_model(runner, job.evaluation)
     numerics = _ladder(job, reference, rungs, artifact, [sample.id for sample, _ in shown])
     if int8 is not None:
@@ -231,11 +230,11 @@ def _build(job: Job, folder: Path, out: Path, *, facts: Mapping[str, Any], notes
         notes = (*int8.notes, rungs_in_words(numerics), *where, *notes)
     if int8 is not None and int8.asked:
         job = dataclasses.replace(job, gates=allow_floats(job.gates, runner.placement(), program, job.target.scheme))
-        notes = (_cost_of_floats(job, int8.whole, runner, clip), *notes)
+        notes = (cost_of_floats(job, int8.whole, runner, clip), *notes)
     placement, macs = runner.placement(), macs_by_layer(folded)
     if isinstance(placement, Placement):
         placement = placement.with_macs(macs)
-    latency = _latency(job, runner, folder, clip)
+    latency = time_beside_reference(job, runner, folder, clip)
     busy = busy_note(timed=isinstance(latency, Latency))
     report = make_report(
         job,
@@ -302,49 +301,3 @@ def _torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _runner(job: Job, folder: Path, clip: NDArray[np.uint8]) -> Runner:
-    """What executes the artifact here; what is compiled on the device is compiled for this machine."""
-    runtime = job.target.proxy or job.target.runtime
-    if needs_engine(runtime):
-        compile_engine(runtime, folder, clip, job.threads)
-    return load_runner(runtime, folder, job.spec, job.threads)
-
-
-def _latency(job: Job, runner: Runner, folder: Path, clip: NDArray[np.uint8]) -> Latency | NotMeasured:
-    """PyTorch eager on the normalised clip against the artifact on the uint8 clip: the artifact does more."""
-    import torch
-
-    if runner.missing:
-        return NotMeasured(runner.missing)
-    if job.target.proxy:
-        return NotMeasured(f"the device alone tells: {job.target.proxy} is a proxy for {job.target.runtime}")
-    if emulation := emulation_of(runner):
-        return NotMeasured(f"emulated: the device alone tells, and here is {emulation}")
-
-    clip_BCTHW = torch.from_numpy(normalize(clip, job.spec))
-    with torch.inference_mode():
-        samples = measure_interleaved(
-            {"reference": lambda: job.model(clip_BCTHW), "artifact": lambda: runner(clip)}, rounds=job.rounds
-        )
-    return summarize(
-        samples,
-        threads=job.threads,
-        runtime=f"{job.target.runtime} {runner.version}",
-        device=device_name(runner.device),
-        peak_memory_mb=peak_memory_mb(job.target.runtime, folder, job.spec, job.threads),
-    )
-
-
-def _cost_of_floats(job: Job, whole: "GraphModule", runner: Runner, clip: NDArray[np.uint8]) -> str:
-    """The artifact beside one with every layer in int8, in one interleaved run."""
-    if runner.missing or job.target.proxy or emulation_of(runner):
-        return f"int8: what the layers in float cost is not measured: {runner.missing or 'a device alone tells'}"
-    with tempfile.TemporaryDirectory(prefix="edgeact-int8-") as folder:
-        program = lower_and_prove(behind_uint8(whole, job.spec), job.form, clip)
-        job.target.compile(program, Path(folder), job.asked)
-        other = _runner(job, Path(folder), clip)
-        samples = measure_interleaved({"kept": lambda: runner(clip), "all": lambda: other(clip)}, rounds=job.rounds)
-    kept_ms, all_ms = (float(np.median(samples[name])) for name in ("kept", "all"))
-    return f"int8: {kept_ms:.2f} ms with these layers in float, {all_ms:.2f} ms with all in int8 (interleaved)"
