@@ -56,6 +56,7 @@ def find_network(
     data: str | int | None,
     given: dict[str, Any] | ClipSpec,
     base: ClipSpec | None = None,
+    seed: int = 0,
     progress: bool = False,
 ) -> Network:
     """The network that `--model` and `--checkpoint` name; without either, the packaged checkpoint.
@@ -65,17 +66,22 @@ def find_network(
             number; None takes Kinetics' 400.
         given: The command's remaining options; those of the ClipSpec are taken out. Or the ClipSpec itself.
         base: ClipSpec of a network without a checkpoint; the paper's by default.
+        seed: Of weights that no checkpoint gives: the same command gives the same network, here and on a worker.
 
     Raises:
         InputError: The two do not fit each other, or what they name cannot be used.
     """
     require_torch()
-    if checkpoint is None and name is not None:
-        return _untrained(name, options, num_classes, data, given, base, progress)
-    file = Path(checkpoint) if checkpoint is not None else packaged_checkpoint()
-    if file.suffix in {".pt", ".pth", ".tar", ".bin"} or (name is not None and _plain_safetensors(file)):
-        return _public(file, name, options, num_classes, data, given, progress)
-    return _trained(load_checkpoint(file), file, name, options, num_classes, given)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if checkpoint is None and name is not None:
+            return _untrained(name, options, num_classes, data, given, base, progress)
+        file = Path(checkpoint) if checkpoint is not None else packaged_checkpoint()
+        if file.suffix in {".pt", ".pth", ".tar", ".bin"} or (name is not None and _plain_safetensors(file)):
+            return _public(file, name, options, num_classes, data, given, progress)
+        return _trained(load_checkpoint(file), file, name, options, num_classes, given)
 
 
 def before_descriptor(name: str | None, file: str | None) -> str | None:
@@ -203,7 +209,10 @@ def _untrained(
     if ":" not in name:
         options = options_for_spec(name, spec) | options
     model = build_model(name, num_classes=_classes(data, num_classes, progress) or _KINETICS, options=options)
-    note = "no checkpoint was given: the weights are what the factory returns; accuracy is that of untrained weights"
+    note = (
+        "no checkpoint was given: the weights are what the factory returns; where it draws them, it is with one seed, "
+        "and accuracy says nothing"
+    )
     return Network(model, name, options, spec, None, {}, (note,))
 
 

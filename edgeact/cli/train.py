@@ -60,8 +60,6 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
     from edgeact.cli._model import require_torch
 
     require_torch()
-    import torch
-
     from edgeact.cli._model import find_network
     from edgeact.data import cache_dir, open_dataset
     from edgeact.errors import InputError
@@ -74,7 +72,6 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
     checkpoint, qat = given.pop("checkpoint"), _qat(given)
     followed = given.pop("qat")
     config = _config(given, qat)
-    torch.manual_seed(config.seed)
     if followed is None and model is None:
         raise InputError("give --model NAME (see `edgeact models`), or --qat CHECKPOINT")
     if followed is not None and Path(out).resolve() == Path(followed).resolve():
@@ -93,6 +90,7 @@ def command(data: str, model: str | None, out: str, resume: bool, no_cache: bool
         data=data,
         given=given,
         base=MOTION_SPEC if data == MOTION else None,  # its videos are 64 pixels small
+        seed=config.seed,
     )
     if followed is not None:
         _check_followed(network, followed)

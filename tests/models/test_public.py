@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeact.cli._model import Network, find_network
-from edgeact.clip import normalize
+from edgeact.clip import ClipSpec, normalize
 from edgeact.errors import CheckpointError, InputError, UnknownNameError
 from edgeact.models import create_model, list_models
 from edgeact.models._public import convert_public, load_public_, matching_sources
@@ -324,6 +324,16 @@ def test_the_command_line_takes_public_weights(find: Find) -> None:
     assert (untouched.spec.frames, len(untouched.notes)) == (32, 1)
     counted = find("ir_csn_26", state, classes=None, data=None)
     assert counted.model.eval()(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 6)
+
+
+def test_weights_that_nothing_gives_are_drawn_with_one_seed() -> None:
+    """The same command writes the same bundle, and a worker builds the network that its client has."""
+    spec, before = ClipSpec(frames=4, crop_height=32, crop_width=32, short_side=32), torch.get_rng_state()
+    how: dict[str, Any] = {"name": "ir_csn_26", "checkpoint": None, "options": {"width": 0.125}, "num_classes": 5}
+    once, again, other = (find_network(**how, data=None, given=spec, seed=seed).model for seed in (0, 0, 1))
+    assert all(torch.equal(one, two) for one, two in zip(once.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(next(once.parameters()), next(other.parameters()))
+    assert torch.equal(torch.get_rng_state(), before), "whoever draws next draws what it would have drawn"
 
 
 def test_the_command_line_refuses_other_classes_and_other_weights(find: Find, videos: Path) -> None:
