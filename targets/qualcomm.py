@@ -115,8 +115,13 @@ class Qualcomm(Target):
         clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
         with torch.no_grad():
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
-        calls = ([node for node in each.nodes if node.op == "call_function"] for each in (program.graph, graph.graph))
-        ops = {exported.name: node for exported, node in zip(*calls, strict=True)}
+        own = {node.name: node for node in graph.graph.nodes}
+        ops = {  # by their source: of one op with several results more nodes come than there were
+            each.name: own[source.name]
+            for each in program.graph.nodes
+            for source in each.meta.get("from_node", ())[-1:]
+            if source.name in own
+        }
         by_name = refused_nodes(to_onnx(program, "fp32"))
         found = {ops[op_of(name)]: refusal for name, refusal in by_name.items() if op_of(name) in ops}
         return found, ("the ops that onnxruntime-qnn 2.7 has builders for; the compiler alone knows their sizes",)

@@ -293,6 +293,13 @@ def test_a_network_that_is_forecast_whole_is_whole(
     assert read_placement(tmp_path).fallback_ops == 0
 
 
+def test_an_op_of_several_results_is_forecast(tiny_spec: ClipSpec) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.GELU())
+    found = forecast(model, target="qualcomm", spec=tiny_spec)
+    refused = {(layer.name, layer.op) for layer in found.layers if layer.support == "cannot run"}
+    assert refused == {("4", "gelu")}
+
+
 def test_pooling_in_3d_is_refused(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.MaxPool3d(2), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 12))
     found = forecast(model, target="qualcomm", spec=tiny_spec, form="volumetric")
