@@ -169,6 +169,7 @@ def test_the_forecast_of_a_network_that_fits() -> None:
         (lambda x: x.sin(), True, True),
         (lambda x: x / (x.abs() + 1), True, False),
         (lambda x: x.tanh(), False, False),
+        (lambda x: x.tanh().exp(), True, True),  # nothing is rounded between them
     ],
 )
 def test_ops_by_family(op: Any, small: bool, large: bool) -> None:
@@ -182,6 +183,23 @@ def test_ops_by_family(op: Any, small: bool, large: bool) -> None:
             Net().eval(), target="ethos_u", spec=SPEC, options=check_options("ethos_u", {"config": config})
         )
         assert any(layer.support == "falls back" for layer in found.layers) is falls
+
+
+@pytest.mark.slow
+def test_what_the_int8_network_has_no_rule_for_is_forecast(tmp_path: Path) -> None:
+    """A PReLU, which a lowering writes as several ops, and two ops in a row; one alone is int8."""
+    for number, (op, falls) in enumerate(
+        ((nn.PReLU(8), True), (nn.Sequential(nn.GELU(), nn.Tanh()), True), (nn.GELU(), False))
+    ):
+        model = nn.Sequential(nn.Conv3d(3, 8, 3), op, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+        found = forecast(model, target="ethos_u", spec=SPEC)
+        assert (
+            any("has no rule for it" in layer.reason for layer in found.layers if layer.support == "falls back")
+            is falls
+        )
+        (tmp_path / str(number)).mkdir()
+        _, placement = compiled(program_of(model), tmp_path / str(number))
+        assert bool(placement.fallback_ops) is falls
 
 
 def test_a_mean_of_many_frames_in_a_batch_or_of_a_long_axis() -> None:
