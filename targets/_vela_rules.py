@@ -31,8 +31,7 @@ _LARGEST_STRIDE = 3  # of U55 and U65
 _DEPTHWISE = f"DEPTHWISE_CONV_2D: kernel stride must be in the range (1, {_LARGEST_STRIDE})"
 # Vela does not leave it to the CPU: it ends with "Non-passthrough operation (Conv2D) could not run on NPU".
 _STOPS_VELA = "a stride above 3 is only supported without dilation and padding"
-
-_IN_FLOAT = "in float: the int8 network has no rule for it and its neighbour, and an Ethos-U computes in integers alone"
+_IN_FLOAT = "in float here, having no int8 rule, and an Ethos-U computes in integers alone"
 
 
 def refusals(graph: fx.GraphModule, config: str) -> Mapping[fx.Node, Refusal]:

@@ -252,6 +252,8 @@ def test_chips_and_activations_that_do_not_exist() -> None:
         check_options("qualcomm", {"soc": "QCS6491"})
     with pytest.raises(UnknownNameError, match="did you mean 'SM8650'"):
         check_options("qualcomm", {"soc": "SM8651"})
+    with pytest.raises(UnknownNameError, match="unknown soc of target 'qualcomm' 57: allowed"):
+        check_options("qualcomm", {"soc": 57})  # type: ignore[dict-item]
     with pytest.raises(InputError, match="does not export fp16 with activations int16"):
         check_options("qualcomm", {"activations": "int16"}, "fp16")
     for soc in ("QCM6490", "QCS6490"):
