@@ -299,6 +299,9 @@ def test_vela_that_is_missing_fails_or_runs_too_long(
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[ethos-u\]'"):
             target.compile(plain, tmp_path, Request("int8", options))
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "litert_torch" else name)
+        with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[litert-export\]'"):
+            target.require_toolchain()  # before anything is calibrated
     with pytest.raises(ToolchainError, match=r"was stopped after 0\.05 s, the time limit"):
         target.compile(plain, tmp_path, Request("int8", options, Compilation(time_limit_s=0.05)))
     run = _vela.run_compiler
