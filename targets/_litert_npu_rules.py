@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeact.placement import IN_FLOAT, Kind, PlacedOp, Placement
 
-__all__ = ["NPUS", "Npu", "estimate", "placed_by_compiler", "refused"]
+__all__ = ["NPUS", "Npu", "estimate", "of_no_rule", "placed_by_compiler", "refused"]
 
 _SOURCE = "google-ai-edge/LiteRT, litert/vendors"
 
