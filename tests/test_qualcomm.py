@@ -297,7 +297,8 @@ def test_a_network_that_is_forecast_whole_is_whole(
 
 def test_an_op_of_several_results_is_forecast(tiny_spec: ClipSpec) -> None:
     model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.GELU())
-    found = forecast(model, target="qualcomm", spec=tiny_spec)
+    found = forecast(model, target="qualcomm", spec=tiny_spec, options={"soc": "QCS6490"})
+    assert "takes no float16 for QCS6490" in " ".join(found.notes)
     refused = {(layer.name, layer.op) for layer in found.layers if layer.support == "cannot run"}
     assert refused == {("4", "gelu")}
 
