@@ -111,12 +111,15 @@ def sustained_plot(sustained: Sustained) -> str:
 
 
 def placement_plot(placement: Placement) -> str:
-    """A bar per layer, coloured by where it runs: its share of the multiply-accumulates, and of the time where told.
+    """A bar per layer, coloured by where it runs: its share of the multiply-accumulates, and of the layers' time.
 
-    HTML of two SVGs; empty where the layers are not told.
+    HTML of two SVGs, without the time where that is not told; empty where the layers are not told.
     """
     layers = [layer for layer in placement.layers if layer.macs or layer.ms or layer.fallback_ops]
-    panels = [("MACs", _shares([layer.macs for layer in layers])), ("time", _shares([layer.ms for layer in layers]))]
+    panels = [
+        ("MACs", _shares([layer.macs for layer in layers])),
+        ("layers' time", _shares([layer.ms for layer in layers])),
+    ]
     panels = [(title, shares) for title, shares in panels if shares]
     if not panels:
         return ""

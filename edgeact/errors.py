@@ -48,9 +48,9 @@ class InputError(EdgeactError, ValueError):
 class UnknownNameError(InputError, LookupError):
     """A name that is not registered; the message suggests the closest one and never substitutes it."""
 
-    def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, allowed: Iterable[str]) -> None:
         names = sorted(allowed)
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         super().__init__(f"unknown {kind} {name!r}: {hint}allowed: {', '.join(names)}")
 

@@ -113,7 +113,7 @@ def export(
         clips: Most clips of the held-out part, even over the classes; by default all, or a sample where the artifact
             runs in an emulator.
         int8: How the int8 network is made; for that precision alone.
-        compilation: The time limit of a vendor's compiler, and the SDK where one is used.
+        compilation: The time limit of a vendor's compiler, and its SDK if it uses one: `edgeact.targets.Compilation`.
         threads: CPU threads of both sides of the latency comparison; 0 takes every core.
         rounds: Interleaved rounds of the latency comparison.
         on_corrupt: A video that cannot be used is an error, or is skipped and listed.

@@ -33,6 +33,7 @@ from edgeact.quantize.scheme import Scheme
 __all__ = [
     "SchemeQuantizer",
     "adds_taps",
+    "has_rule",
     "in_float",
     "is_weighted",
     "moves_data",
@@ -51,6 +52,7 @@ _MOVING = """
     adaptive_max_pool3d clone constant_pad_nd contiguous dropout expand flatten flip index_select max_pool2d max_pool3d
     pad permute reshape select slice squeeze transpose unsqueeze view
 """
+_KNOWN = frozenset(["cat", "getitem", *_WEIGHTED, *_FUSED, *_COMPUTING.split(), *_MOVING.split()])
 _SMALLEST_SCALE = 2.0**-20
 
 
@@ -66,6 +68,11 @@ def is_weighted(node: fx.Node) -> bool:
 def moves_data(node: fx.Node) -> bool:
     """Whether the op of `node` gives values that it was given, and keeps their scale."""
     return _name(node) in _MOVING.split()
+
+
+def has_rule(op: str) -> bool:
+    """Whether the ATen op of this name is in int8, or moves what is."""
+    return op in _KNOWN
 
 
 def adds_taps(node: fx.Node) -> bool:
@@ -97,8 +104,7 @@ def in_float(quantized: fx.GraphModule, scheme: Scheme) -> list[str]:
 
 def without_rule(graph: fx.GraphModule) -> Counter[str]:
     """How many ops of `graph` are in no table: attention's products, norms, GELU and the like stay in float."""
-    known = {"cat", "getitem", *_WEIGHTED, *_FUSED, *_COMPUTING.split(), *_MOVING.split()}
-    found = (node for node in graph.graph.nodes if _name(node) and _name(node) not in known)
+    found = (node for node in graph.graph.nodes if _name(node) and _name(node) not in _KNOWN)
     return Counter(_name(node) for node in found if any(_is_float(value) for value in node.all_input_nodes))
 
 

@@ -4,10 +4,12 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgeact._vendor_compiler import Compilation
 from edgeact.errors import InputError, UnknownNameError
 from edgeact.targets._target import Refusal, Request, Target
 
 __all__ = [
+    "Compilation",
     "Refusal",
     "Request",
     "Target",

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgeact._vendor_compiler import Compilation, run_compiler
-from edgeact.errors import InputError, MissingDependencyError, ToolchainError, UnknownNameError
+from edgeact.errors import InputError, MissingDependencyError, ToolchainError
 from edgeact.placement import Placement
 from edgeact.targets._litert_npu_rules import NPUS, placed_by_compiler
 
@@ -31,19 +31,13 @@ _PC = ("x86_64-linux", "x86-64", "x86_64", "host", "")  # in the path of a libra
 
 
 def check(npu: str, soc: str, sdk: Path | None) -> None:
-    """Refuse a choice of NPU, chip and SDK that does not go together.
+    """Refuse an SDK that does not go with an NPU and its chip.
 
     Raises:
         InputError: An SDK without an NPU or a chip, a chip without an SDK, or an SDK that lacks the vendor's library.
-        UnknownNameError: A chip of another vendor.
     """
-    if npu == "none":
-        for given, name in ((sdk is not None, "--sdk"), (soc != "none", "--soc")):
-            if given:
-                raise InputError(f"{name} is of an NPU on target 'litert': give --npu, one of {', '.join(NPUS)}")
-        return
-    if soc != "none" and soc not in NPUS[npu].socs:
-        raise UnknownNameError(f"chip of {npu}", soc, list(NPUS[npu].socs))
+    if sdk is not None and npu == "none":
+        raise InputError(f"--sdk is of an NPU on target 'litert': give --npu, one of {', '.join(NPUS)}")
     if sdk is None:
         if soc != "none":
             raise InputError(f"--soc {soc} is what the compiler is told, which needs the vendor's SDK: give --sdk too")

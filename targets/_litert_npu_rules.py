@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeact.placement import IN_FLOAT, Kind, PlacedOp, Placement
 
-__all__ = ["NPUS", "Npu", "estimate", "placed_by_compiler", "refused"]
+__all__ = ["NPUS", "Npu", "estimate", "of_no_rule", "placed_by_compiler", "refused"]
 
 _SOURCE = "google-ai-edge/LiteRT, litert/vendors"
 
@@ -197,24 +197,33 @@ def _placement(path: Path, judge: Callable[[str, Sequence[Any]], str], kind: Kin
 
     model = flatbuffer_utils.read_model(str(path))
     graph = model.subgraphs[0]
-    given = {index for op in graph.operators for index in op.outputs}
-    crossing, placed, moving = {*graph.inputs, *graph.outputs}, [], []
+    placed, moving, left = [], [], []
     for number, op in enumerate(graph.operators):
         name: str = flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)
         tensors = [graph.tensors[index] for index in (*op.inputs, *op.outputs) if index >= 0]
         result = _name(graph.tensors[op.outputs[0]])
         why = judge(name, tensors)
-        if why:
-            crossing |= given.intersection([*op.inputs, *op.outputs])
+        if not why and name in _WEIGHTED and tensors[0].type == schema.TensorType.FLOAT32:
+            why = name + IN_FLOAT.removesuffix(")")
+        left.append(bool(why))
         if name in _MOVEMENT:
             moving += [name] if why else []
             continue
-        if not why and name in _WEIGHTED and tensors[0].type == schema.TensorType.FLOAT32:
-            why = name + IN_FLOAT.removesuffix(")")
         layer = result.rpartition("/")[0] if "/" in result else None
         unit = "CPU" if why else "NPU"
         placed.append(PlacedOp(name=result or f"{name} {number}", kernel=name, unit=unit, layer=layer, fallback=why))
-    return Placement.of(placed, kind, sum(_bytes(graph.tensors[index]) for index in crossing), moving)
+    return Placement.of(placed, kind, sum(_bytes(graph.tensors[index]) for index in _crossing(graph, left)), moving)
+
+
+def _crossing(graph: Any, left: Sequence[bool]) -> set[int]:
+    """Tensors that one side makes and the other reads: the NPU, and the caller with what is `left` to the CPU."""
+    off = dict.fromkeys(graph.inputs, True)
+    for op, is_left in zip(graph.operators, left, strict=True):
+        off |= dict.fromkeys(op.outputs, is_left)
+    crossing = {index for index in graph.outputs if not off[index]}
+    for op, is_left in zip(graph.operators, left, strict=True):
+        crossing |= {index for index in op.inputs if index in off and off[index] != is_left}
+    return crossing
 
 
 def _name(tensor: Any) -> str:

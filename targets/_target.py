@@ -91,7 +91,6 @@ class Target(ABC):
 
         Raises:
             InputError: It has no use for one, or not for this one, or its options need one.
-            UnknownNameError: A chip that the SDK's vendor does not have.
         """
         if sdk is not None:
             raise InputError(

@@ -45,6 +45,7 @@ class Estimate:
         system_config: Clock and memories, by Vela's name.
         memory_mode: What lies in which memory, by Vela's name.
         ms: Time.
+        moving_ms: Of it, what ops on the NPU take that only move or retype data, which are no layer's.
         cycles: At `clock_mhz`.
         clock_mhz: Of the NPU.
         memory_kb: KiB that the network takes up, by memory.
@@ -58,6 +59,7 @@ class Estimate:
     system_config: str
     memory_mode: str
     ms: float
+    moving_ms: float
     cycles: int
     clock_mhz: float
     memory_kb: Mapping[str, float]
@@ -70,8 +72,9 @@ class Estimate:
         traffic = ", ".join(f"{name} {mb:.1f} MB" for name, mb in self.traffic_mb.items())
         run = "on the NPU, without what runs on the CPU" if self.npu_alone else "a clip"
         return (
-            f"{self.ms:.2f} ms {run} ({self.cycles:,} cycles at {self.clock_mhz:g} MHz), takes {memory}, moves "
-            f"{traffic} ({self.by}, {self.config}, {self.system_config}, {self.memory_mode})"
+            f"{self.ms:.2f} ms {run} ({self.cycles:,} cycles at {self.clock_mhz:g} MHz), of which {self.moving_ms:.2f} "
+            f"ms move data between layers; takes {memory}, moves {traffic} ({self.by}, {self.config}, "
+            f"{self.system_config}, {self.memory_mode})"
         )
 
 
@@ -102,8 +105,7 @@ def compile_for_npu(
         rows = _read(Path(work), "*_per-layer.csv", said)
         (summary,) = _read(Path(work), "*_summary_*.csv", said)
         shutil.copyfile(Path(work) / f"{model.stem}_vela.tflite", folder / "model_vela.tflite")
-    on_cpu = any(row["Target"] == "CPU" for row in rows)
-    estimate = _estimate(summary, config, system_config, memory_mode, npu_alone=on_cpu)
+    estimate = _estimate(summary, rows, config, system_config, memory_mode)
     ops, moved = _ops(rows, _refused(said), estimate.clock_mhz)
     crossing = _crossing_bytes(folder / "model_vela.tflite")
     write_placement(folder, Placement.of(ops, "estimated", crossing, moved.elements()))
@@ -133,23 +135,26 @@ def _refused(said: str) -> dict[str, str]:
 
 
 def _estimate(
-    summary: Mapping[str, str], config: str, system_config: str, memory_mode: str, *, npu_alone: bool
+    summary: Mapping[str, str], rows: list[dict[str, str]], config: str, system_config: str, memory_mode: str
 ) -> Estimate:
     memories = {"sram": "SRAM", "dram": "DRAM", "off_chip_flash": "flash"}
     memory_kb = {name: float(summary[f"{key}_memory_used"]) for key, name in memories.items()}
     traffic_mb = {name: float(summary[f"{key}_total_bytes"]) / 1e6 for key, name in memories.items()}
+    clock_mhz = float(summary["core_clock"]) / 1e6
+    moving = (int(row["Op Cycles"]) for row in rows if row["Original Operator"] in _MOVEMENT and row["Target"] == "NPU")
     return Estimate(
         by=f"Vela {importlib.metadata.version('ethos-u-vela')}",
         config=config,
         system_config=system_config,
         memory_mode=memory_mode,
         ms=1e3 * float(summary["inference_time"]),
+        moving_ms=sum(moving) / clock_mhz / 1e3,
         cycles=int(summary["cycles_total"]),
-        clock_mhz=float(summary["core_clock"]) / 1e6,
+        clock_mhz=clock_mhz,
         memory_kb={name: kb for name, kb in memory_kb.items() if kb},
         traffic_mb={name: mb for name, mb in traffic_mb.items() if mb},
         macs=int(summary["nn_macs"]),
-        npu_alone=npu_alone,
+        npu_alone=any(row["Target"] == "CPU" for row in rows),
     )
 
 

@@ -2,7 +2,8 @@
 
 `vela --supported-ops-report` of ethos-u-vela 5.2.0 writes them down (SUPPORTED_OPS.md): of TFLite ops, for Ethos-U55
 and U65 on one side and U85 on the other. Here they are asked of the ATen ops that become those. An op that the
-converter writes in float parts, such as ELU, stays on the CPU whatever Vela takes.
+converter writes in float parts, such as ELU, stays on the CPU whatever Vela takes; so do two ops in a row for which the
+int8 network has no rule, as nothing is rounded between them.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from typing import Any
 
 from torch import fx
 
+from edgeact._capture import quiet_torchao
 from edgeact.targets._ethos_u_configs import family
-from edgeact.targets._refusals import refuse
+from edgeact.targets._refusals import MOVES, refuse
 from edgeact.targets._target import Refusal
 
 __all__ = ["refusals"]
@@ -29,6 +31,7 @@ _LARGEST_STRIDE = 3  # of U55 and U65
 _DEPTHWISE = f"DEPTHWISE_CONV_2D: kernel stride must be in the range (1, {_LARGEST_STRIDE})"
 # Vela does not leave it to the CPU: it ends with "Non-passthrough operation (Conv2D) could not run on NPU".
 _STOPS_VELA = "a stride above 3 is only supported without dilation and padding"
+_IN_FLOAT = "in float here, having no int8 rule, and an Ethos-U computes in integers alone"
 
 
 def refusals(graph: fx.GraphModule, config: str) -> Mapping[fx.Node, Refusal]:
@@ -42,10 +45,32 @@ def refusals(graph: fx.GraphModule, config: str) -> Mapping[fx.Node, Refusal]:
         return _condition(name, node, small=small) if name in known else "not among its int8 ops"
 
     found = refuse(graph, judge, source=_REPORT, volumetric=f"no CONV_3D or MAX_POOL_3D among its ops ({_REPORT})")
+    floats = {node: Refusal(_IN_FLOAT, runs=True) for node in _in_float(graph)}
     return {
         node: replace(refusal, runs=False) if _STOPS_VELA in refusal.reason else refusal
-        for node, refusal in found.items()
+        for node, refusal in {**floats, **found}.items()
     }
+
+
+def _in_float(graph: fx.GraphModule) -> list[fx.Node]:
+    """The ops for which the int8 network has no rule, as for a neighbour that they read or that reads them.
+
+    Alone between others such an op is int8. What a lowering writes for one is in float, too, where it is several ops.
+    """
+    with quiet_torchao():
+        from edgeact.quantize.annotate import has_rule
+
+    origin = {node: node.meta.get("source_op", "") for node in graph.graph.nodes}
+    ruleless = [node for node, op in origin.items() if op and op not in MOVES and not has_rule(op)]
+    return [
+        node
+        for node in ruleless
+        if _name(node) not in MOVES and not set(ruleless).isdisjoint((*node.all_input_nodes, *node.users))
+    ]
+
+
+def _name(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", "").partition(".")[0]
 
 
 def _condition(name: str, node: fx.Node, *, small: bool) -> str | None:

@@ -49,6 +49,11 @@ class EthosU(Target):
             return "an Ethos-U computes in integers alone (Vela, SUPPORTED_OPS.md: feature maps have 8, 16 or 32 bits)"
         return conflict(options) if options else ""
 
+    def require_toolchain(self) -> None:
+        """Vela, and LiteRT's converter before it; see `Target.require_toolchain`."""
+        super().require_toolchain()
+        LiteRT().require_toolchain()
+
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
         """Convert to an int8 .tflite, and that to the NPU's commands; see `Target.compile`."""
         self.require_toolchain()

@@ -48,9 +48,15 @@ class LiteRT(Target):
     needs = ("litert_torch", "litert-export")
 
     def conflict(self, precision: str, options: Mapping[str, str]) -> str:
-        """The rules of NPUs are of int8."""
-        refused = options.get("npu", "none") != "none" and precision not in ("", "int8")
-        return "the rules are held against integers: --precision int8" if refused else ""
+        """The rules of NPUs are of int8, and a chip is of its vendor's NPU."""
+        npu, soc = options.get("npu", "none"), options.get("soc", "none")
+        if npu != "none" and precision not in ("", "int8"):
+            return "the rules are held against integers: --precision int8"
+        if soc == "none" or (npu != "none" and soc in NPUS[npu].socs):
+            return ""
+        if npu == "none":
+            return f"a chip is of an NPU: give --npu, one of {', '.join(NPUS)}"
+        return f"{soc} is of another vendor than {npu}, which has {', '.join(NPUS[npu].socs)}"
 
     def check_sdk(self, options: Mapping[str, str], sdk: Path | None) -> None:
         """An SDK goes with an NPU and a chip; see `Target.check_sdk`."""
@@ -85,7 +91,10 @@ class LiteRT(Target):
 
         npu = asked.options.get("npu", "none")
         if npu != "none":
-            return _litert_npu_graph.refusals(graph, npu), (f"{npu}: {NPUS[npu].source}",)
+            notes = [f"{npu}: {NPUS[npu].source}"]
+            if (soc := asked.options.get("soc", "none")) != "none":
+                notes.append(f"{npu}: these rules are of all its chips; of {soc} its SDK alone tells more")
+            return _litert_npu_graph.refusals(graph, npu), tuple(notes)
         found = _xnnpack.refusals(
             graph,
             more="amax amin cos layer_norm log_softmax mean rsub sin softmax sum upsample_bilinear2d",

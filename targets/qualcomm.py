@@ -52,6 +52,8 @@ _SOCS = {
     "SA8797": (72, 81),
 }
 
+_NO_FLOAT16 = ("QCM6490", "QCS6490")
+
 # Least SQNR of a binary in QNN's emulator against its graph on a CPU. Of sound ones of int8 the least seen is 27.6 dB,
 # of int16 78 dB; of binaries that were compiled wrong 7 and -10 dB.
 _LEAST_DB = {"int8": 15.0, "int16": 45.0, "fp16": 40.0}
@@ -72,7 +74,7 @@ class Qualcomm(Target):
         """Chips without float16; activations in int16 are of an int8 network."""
         if precision != "fp16":
             return ""
-        if options.get("soc") in ("QCM6490", "QCS6490"):
+        if options.get("soc") in _NO_FLOAT16:
             return "QNN 2.51 takes no float16 for it"
         return (
             "activations in int16 are of int8, and fp16 computes in float16"
@@ -115,11 +117,19 @@ class Qualcomm(Target):
         clip = next(node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
         with torch.no_grad():
             program = torch.export.export(graph, (torch.zeros(tuple(clip.shape), dtype=clip.dtype),))
-        calls = ([node for node in each.nodes if node.op == "call_function"] for each in (program.graph, graph.graph))
-        ops = {exported.name: node for exported, node in zip(*calls, strict=True)}
+        own = {node.name: node for node in graph.graph.nodes}
+        ops = {  # by their source: of one op with several results more nodes come than there were
+            each.name: own[source.name]
+            for each in program.graph.nodes
+            for source in each.meta.get("from_node", ())[-1:]
+            if source.name in own
+        }
         by_name = refused_nodes(to_onnx(program, "fp32"))
         found = {ops[op_of(name)]: refusal for name, refusal in by_name.items() if op_of(name) in ops}
-        return found, ("the ops that onnxruntime-qnn 2.7 has builders for; the compiler alone knows their sizes",)
+        notes = ["the ops that onnxruntime-qnn 2.7 has builders for; the compiler alone knows their sizes"]
+        if (soc := asked.options.get("soc")) in _NO_FLOAT16:
+            notes.append(f"QNN 2.51 takes no float16 for {soc}: an op without an int8 rule stops it")
+        return found, tuple(notes)
 
 
 def _onnx_for(program: "ExportedProgram", precision: str, options: Mapping[str, str]) -> "ModelProto":

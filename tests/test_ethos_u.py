@@ -104,6 +104,8 @@ def test_all_of_a_network_is_on_the_npu(plain: Any, tmp_path: Path) -> None:
     assert estimate["config"] == "ethos-u85-256"
     assert estimate["system_config"] == "Ethos_U85_SYS_DRAM_Mid"
     assert estimate["ms"] == pytest.approx(estimate["cycles"] / estimate["clock_mhz"] / 1e3, rel=1e-3)
+    of_layers = sum(layer.ms or 0.0 for layer in placement.layers)
+    assert of_layers + estimate["moving_ms"] == pytest.approx(estimate["ms"], rel=1e-3)
     assert "SRAM" in estimate["memory_kb"]
     assert notes[0].startswith("estimated, not measured: ")
     assert (tmp_path / "model_vela.tflite").stat().st_size > 0
@@ -169,6 +171,7 @@ def test_the_forecast_of_a_network_that_fits() -> None:
         (lambda x: x.sin(), True, True),
         (lambda x: x / (x.abs() + 1), True, False),
         (lambda x: x.tanh(), False, False),
+        (lambda x: x.tanh().exp(), True, True),  # nothing is rounded between them
     ],
 )
 def test_ops_by_family(op: Any, small: bool, large: bool) -> None:
@@ -182,6 +185,20 @@ def test_ops_by_family(op: Any, small: bool, large: bool) -> None:
             Net().eval(), target="ethos_u", spec=SPEC, options=check_options("ethos_u", {"config": config})
         )
         assert any(layer.support == "falls back" for layer in found.layers) is falls
+
+
+@pytest.mark.slow
+def test_what_the_int8_network_has_no_rule_for_is_forecast(tmp_path: Path) -> None:
+    """A PReLU, which a lowering writes as several ops, and two ops in a row; one alone is int8."""
+    for number, (op, falls) in enumerate(
+        ((nn.PReLU(8), True), (nn.Sequential(nn.GELU(), nn.Tanh()), True), (nn.GELU(), False))
+    ):
+        model = nn.Sequential(nn.Conv3d(3, 8, 3), op, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+        found = forecast(model, target="ethos_u", spec=SPEC)
+        assert any("no int8 rule" in layer.reason for layer in found.layers if layer.support == "falls back") is falls
+        (tmp_path / str(number)).mkdir()
+        _, placement = compiled(program_of(model), tmp_path / str(number))
+        assert bool(placement.fallback_ops) is falls
 
 
 def test_a_mean_of_many_frames_in_a_batch_or_of_a_long_axis() -> None:
@@ -282,6 +299,9 @@ def test_vela_that_is_missing_fails_or_runs_too_long(
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[ethos-u\]'"):
             target.compile(plain, tmp_path, Request("int8", options))
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "litert_torch" else name)
+        with pytest.raises(MissingDependencyError, match=r"pip install 'edgeact\[litert-export\]'"):
+            target.require_toolchain()  # before anything is calibrated
     with pytest.raises(ToolchainError, match=r"was stopped after 0\.05 s, the time limit"):
         target.compile(plain, tmp_path, Request("int8", options, Compilation(time_limit_s=0.05)))
     run = _vela.run_compiler

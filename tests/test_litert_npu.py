@@ -76,7 +76,8 @@ def test_the_file_is_held_against_the_rules(compiled: tuple[Path, tuple[str, ...
     assert estimate(folder / "model.tflite", "qualcomm").fallback_ops == 0
     clip_and_logits = SPEC.frames * 16 * 16 * 3 + 5 * 4
     assert estimate(folder / "model.tflite", "google-tensor").crossing_bytes == clip_and_logits
-    assert (placement.crossing_bytes or 0) > clip_and_logits
+    maps = 2 * SPEC.frames * 8 * 16 * 16 * 4
+    assert placement.crossing_bytes == clip_and_logits + maps
 
 
 def test_weights_must_have_a_scale_for_each_channel(compiled: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
@@ -141,10 +142,10 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         check_options("litert", {"npu": "mediatek"}, "fp16")
     with pytest.raises(InputError, match=r"--sdk is of an NPU on target 'litert': give --npu, one of google-tensor"):
         _litert_aot.check("none", "none", tmp_path)
-    with pytest.raises(InputError, match=r"--soc is of an NPU"):
-        _litert_aot.check("none", "SM8650", None)
-    with pytest.raises(UnknownNameError, match=r"unknown chip of mediatek 'SM8650'"):
-        _litert_aot.check("mediatek", "SM8650", tmp_path)
+    with pytest.raises(InputError, match=r"soc SM8650: a chip is of an NPU: give --npu, one of google-tensor"):
+        check_options("litert", {"soc": "SM8650"})
+    with pytest.raises(InputError, match=r"SM8650 is of another vendor than mediatek, which has MT6853"):
+        check_options("litert", {"npu": "mediatek", "soc": "SM8650"})
     with pytest.raises(InputError, match=r"--soc SM8650 .* needs the vendor's SDK: give --sdk too"):
         _litert_aot.check("qualcomm", "SM8650", None)
     with pytest.raises(InputError, match=r"--sdk compiles for one chip: give --soc, one of SA8255"):

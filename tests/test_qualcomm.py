@@ -252,6 +252,8 @@ def test_chips_and_activations_that_do_not_exist() -> None:
         check_options("qualcomm", {"soc": "QCS6491"})
     with pytest.raises(UnknownNameError, match="did you mean 'SM8650'"):
         check_options("qualcomm", {"soc": "SM8651"})
+    with pytest.raises(UnknownNameError, match="unknown soc of target 'qualcomm' 57: allowed"):
+        check_options("qualcomm", {"soc": 57})  # type: ignore[dict-item]
     with pytest.raises(InputError, match="does not export fp16 with activations int16"):
         check_options("qualcomm", {"activations": "int16"}, "fp16")
     for soc in ("QCM6490", "QCS6490"):
@@ -291,6 +293,14 @@ def test_a_network_that_is_forecast_whole_is_whole(
     assert found.macs("native", "lowered") == found.macs()
     compiled(tmp_path, program_of(tiny_spec, clips, form=form))
     assert read_placement(tmp_path).fallback_ops == 0
+
+
+def test_an_op_of_several_results_is_forecast(tiny_spec: ClipSpec) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, 1), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.GELU())
+    found = forecast(model, target="qualcomm", spec=tiny_spec, options={"soc": "QCS6490"})
+    assert "takes no float16 for QCS6490" in " ".join(found.notes)
+    refused = {(layer.name, layer.op) for layer in found.layers if layer.support == "cannot run"}
+    assert refused == {("4", "gelu")}
 
 
 def test_pooling_in_3d_is_refused(tiny_spec: ClipSpec, clips: list[Any], tmp_path: Path) -> None:

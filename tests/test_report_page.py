@@ -297,9 +297,9 @@ def test_a_picture_of_the_placement() -> None:
     )
     placement = Placement.of((), "measured")
     drawn = placement_plot(dataclasses.replace(placement, layers=layers))
-    for text in ("% of the MACs", "% of the time", "with a fallback", "NPU", "a$_b", "stem"):
+    for text in ("% of the MACs", "% of the layers' time", "with a fallback", "NPU", "a$_b", "stem"):
         assert drawn.count(f">{text}<") >= 2, "wide and narrow"
     assert "名前" not in drawn, "it computes nothing"
     untimed = tuple(dataclasses.replace(layer, ms=None) for layer in layers)
-    assert "% of the time" not in placement_plot(dataclasses.replace(placement, layers=untimed))
+    assert "% of the layers' time" not in placement_plot(dataclasses.replace(placement, layers=untimed))
     assert placement_plot(placement) == "", "nothing is told of the layers"

@@ -64,7 +64,10 @@ def command(
 
         _print(found, network.name, Console())
     fallback = sum(layer.support == "falls back" for layer in found.layers)
-    return 0 if found.runs and (max_fallback is None or fallback <= max_fallback) else 1
+    too_many = max_fallback is not None and fallback > max_fallback
+    if too_many:
+        click.echo(f"ops that fall back: {fallback}; --max-fallback allows {max_fallback}", err=True)
+    return 0 if found.runs and not too_many else 1
 
 
 def _print(found: "Forecast", model: str, console: "Console") -> None:

@@ -104,6 +104,7 @@ class Emitter:
         node.meta["val"] = fake
         if self.source is not None:
             node.meta["source"] = self.source.name
+            node.meta["source_op"] = getattr(self.source.target, "__name__", "").partition(".")[0]
             node.meta |= {name: self.source.meta[name] for name in ORIGIN if name in self.source.meta}
         if isinstance(fake, list | tuple):
             return [self._item(node, i, part) for i, part in enumerate(fake)]
