@@ -87,6 +87,9 @@ def run_compiler(
                 f"{name} was stopped after {how.time_limit_s:g} s, the time limit: --compile-limit allows more, and a "
                 f"smaller network or clip needs less; its log: {log}"
             ) from exc
+        except BaseException:  # interrupted: nothing failed that a log could tell of
+            log.unlink()
+            raise
         finally:
             _end(process)
     said = log.read_text(errors="replace")

@@ -86,6 +86,7 @@ def test_an_interrupt_ends_it(logs: Path, tmp_path: Path) -> None:
     caller.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in caller.communicate()[1]
     assert has_ended(int(pid.read_text()))
+    assert not list(logs.iterdir())
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
