@@ -23,5 +23,5 @@ def uncompiled(patch: pytest.MonkeyPatch, error: float = 0.0) -> None:
 
     patch.setattr(aotinductor, "candidates", candidates)
     patch.setattr(_candidates, "candidates", candidates)
-    for module in ("export", "measure"):  # it is read in a fresh process, which knows nothing of this one
+    for module in ("_artifact", "measure"):  # it is read in a fresh process, which knows nothing of this one
         patch.setattr(importlib.import_module(f"edgeact.{module}"), "peak_memory_mb", lambda *of: None)
