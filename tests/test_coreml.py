@@ -418,6 +418,7 @@ def test_the_runner_on_a_mac(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
         load_runner("coreml", bundle.path, SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:.*treespec, LeafSpec")  # nothing but errors is for a user's stderr
 def test_the_rungs_of_float16_activations_are_of_what_the_artifact_computes(videos: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": videos, "clips": 12, "spec": SPEC, "out": tmp_path, "precision": "int8"}

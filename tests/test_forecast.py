@@ -63,7 +63,7 @@ def supports(found: Forecast, support: str) -> set[str]:
     return {layer.op for layer in found.layers if layer.support == support}
 
 
-@pytest.mark.parametrize("target", ["android", "litert"])
+@pytest.mark.parametrize("target", ["android", pytest.param("litert", marks=pytest.mark.slow)])
 def test_the_forecast_is_what_the_toolchain_does(target: str, tiny_spec: ClipSpec, tmp_path: Path) -> None:
     model = Mixed().eval()
     found = forecast(model, target=target, spec=tiny_spec)

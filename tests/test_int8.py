@@ -116,7 +116,9 @@ class Twice(Small):
         return out
 
 
-@pytest.mark.parametrize("target", ["openvino", "android", pytest.param("litert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "target", ["openvino", *(pytest.param(target, marks=pytest.mark.slow) for target in ("android", "litert"))]
+)
 def test_a_layer_that_is_used_twice_has_two_biases(export: Export, target: str) -> None:
     model = Twice()
     with torch.no_grad():
