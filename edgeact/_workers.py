@@ -196,17 +196,18 @@ def _connect(address: str) -> Any:
     # never ends then: the object is made first, so that there is something to close.
     client: Any = Client.__new__(Client)
     try:
-        client.__init__(address, timeout=_ANSWER_S, set_as_default=False)
-        client.wait_for_workers(1, timeout=_ANSWER_S)
-    except BaseException as exc:
-        found = client.status == "running"
-        client.close()
-        if found and isinstance(exc, TimeoutError):
-            raise DeviceError(f"--scheduler {address} has no workers: start some with `dask worker {address}`") from exc
-        if isinstance(exc, OSError | ValueError | TypeError):
+        try:
+            client.__init__(address, timeout=_ANSWER_S, set_as_default=False)
+        except (OSError, ValueError, TypeError) as exc:
             raise DeviceError(
                 f"--scheduler {address}: no Dask scheduler answers there within {_ANSWER_S} s ({exc}); `dask "
                 "scheduler` starts one and prints its address"
             ) from exc
+        try:
+            client.wait_for_workers(1, timeout=_ANSWER_S)
+        except TimeoutError as exc:
+            raise DeviceError(f"--scheduler {address} has no workers: start some with `dask worker {address}`") from exc
+    except BaseException:
+        client.close()
         raise
     return client
