@@ -1,7 +1,9 @@
-"""What XNNPACK has no int8 kernels for, in ops for which it has some; each equal up to the rounding of its result.
+"""What XNNPACK has no int8 kernels for, in ops for which it has some; equal up to roundings to int8.
 
     max(a, b)                a + (b - a), the difference cut off below zero
-    hard_swish(x)            x / 6 * relu6(x + 3) in float
+    hard_sigmoid(x)          relu6(x + 3) / 6
+    hard_swish(x)            x * hard_sigmoid(x), the gate rounded to 1/255
+    silu(x)                  x * sigmoid(x), the gate rounded to 1/256, the scale of an int8 LOGISTIC
     avg_pool2d(x)            a depthwise convolution of equal weights
     (x0 + x1 + …) / T        frames under each other, and a mean, or a depthwise convolution, over them: one rounding
 
@@ -156,10 +158,28 @@ def _maximum(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return call(_aten.add.Tensor, (a, above))
 
 
-def _hard_swish(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+def _hard_sigmoid(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """In steps of 6/255 the clamped sum fills int8, so a sixth of it is the same integers in steps of 1/255."""
     call, (x,) = module.graph.call_function, node.args
-    gate = call(_aten.hardtanh.default, (call(_aten.add.Tensor, (x, 3.0)), 0.0, 6.0))
-    return call(_aten.mul.Tensor, (call(_aten.mul.Tensor, (x, 1 / 6)), gate))
+    moved = call(_aten.add.Tensor, (x, _constant(module, node, "three", 3.0)))
+    clamped = _rounded(module, call(_aten.hardtanh.default, (moved, 0.0, 6.0)), (6 / 255, *_FROM_ZERO))
+    return call(_aten.mul.Tensor, (clamped, _constant(module, node, "sixth", 1 / 6)))
+
+
+def _hard_swish(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    gate = _rounded(module, _hard_sigmoid(module, node), (1 / 255, *_FROM_ZERO))
+    return module.graph.call_function(_aten.mul.Tensor, (node.args[0], gate))
+
+
+def _silu(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    call, (x,) = module.graph.call_function, node.args
+    return call(_aten.mul.Tensor, (x, _rounded(module, call(_aten.sigmoid.default, (x,)), (1 / 256, *_FROM_ZERO))))
+
+
+def _constant(module: fx.GraphModule, node: fx.Node, name: str, value: float) -> fx.Node:
+    """`value`, which int8 holds exactly, behind its quantize and dequantize ops."""
+    module.register_buffer(f"{node.name}_{name}", torch.full([1] * node.meta["val"].ndim, value))
+    return _rounded(module, module.graph.get_attr(f"{node.name}_{name}"), (value / 127, 0, -128, 127, torch.int8))
 
 
 def _average(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -186,5 +206,12 @@ def _equal_weights(module: fx.GraphModule, name: str, channels: int, kernel: lis
     return call(_quantized.dequantize_per_channel.default, (weight, *limits))
 
 
+_FROM_ZERO = (-128, -128, 127, torch.int8)  # the zero point at the least integer
 _DEFAULTS: Any = (None, None, [], [0, 0], False, True, None)
-_REWRITES = {_aten.maximum.default: _maximum, _aten.hardswish.default: _hard_swish, _aten.avg_pool2d.default: _average}
+_REWRITES = {
+    _aten.maximum.default: _maximum,
+    _aten.hardsigmoid.default: _hard_sigmoid,
+    _aten.hardswish.default: _hard_swish,
+    _aten.silu.default: _silu,
+    _aten.avg_pool2d.default: _average,
+}

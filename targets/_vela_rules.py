@@ -21,8 +21,8 @@ __all__ = ["refusals"]
 
 # ATen ops that become one int8 op, or several, of Vela's table.
 _INT8 = """
-    abs add amax avg_pool2d clamp conv2d exp gelu hardtanh leaky_relu linear max_pool2d maximum mean mul neg pow relu
-    relu6 sigmoid softmax sub sum tanh
+    abs add amax avg_pool2d clamp conv2d exp gelu hardsigmoid hardswish hardtanh leaky_relu linear max_pool2d maximum
+    mean mul neg pow relu relu6 sigmoid silu softmax sub sum tanh
 """
 _U85_ONLY = frozenset(["div"])
 _REPORT = "Vela 5.2.0, SUPPORTED_OPS.md"

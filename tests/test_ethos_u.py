@@ -187,6 +187,20 @@ def test_ops_by_family(op: Any, small: bool, large: bool) -> None:
         assert any(layer.support == "falls back" for layer in found.layers) is falls
 
 
+def test_gates_are_on_the_npu(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    gated = [nn.Conv3d(3, 8, (1, 3, 3)), nn.SiLU(), nn.Conv3d(8, 8, 1), nn.Hardswish(), nn.Conv3d(8, 8, 1)]
+    model = nn.Sequential(*gated, nn.Hardsigmoid(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5))
+    found = forecast(model.eval(), target="ethos_u", spec=SPEC)
+    assert [layer.name for layer in found.layers if layer.support == "falls back"] == []
+    program = program_of(model)
+    _, placement = compiled(program, tmp_path)
+    assert (placement.fallback_ops, placement.fallback) == (0, ())
+    lowered, runner = run_program(program), load_runner("ethos_u_reference", tmp_path, SPEC)
+    expected, artifact = (np.concatenate([run(clip) for clip in clips()]) for run in (lowered, runner))
+    assert np.abs(expected - artifact).max() < 0.02 * np.abs(expected).max()
+
+
 @pytest.mark.slow
 def test_what_the_int8_network_has_no_rule_for_is_forecast(tmp_path: Path) -> None:
     """A PReLU, which a lowering writes as several ops, and two ops in a row; one alone is int8."""

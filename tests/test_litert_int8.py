@@ -21,6 +21,7 @@ with quiet_torchao():
 from edgeact.quantize.annotate import SchemeQuantizer
 
 SPEC = ClipSpec(frames=2, short_side=24, crop_height=24, crop_width=24)
+FLOAT32 = 0  # TensorType of the schema
 WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
 
 
@@ -38,8 +39,8 @@ class Gated(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         x = functional.hardswish(self.stem(clip))
         y = functional.silu(self.depthwise(x))
-        gate = self.excite(self.squeeze(functional.adaptive_avg_pool3d(y, 1)).relu()).sigmoid()
-        x = torch.cat([y * gate, functional.max_pool3d(x, 3, 1, 1)], 1)
+        gate = self.excite(self.squeeze(functional.adaptive_avg_pool3d(y, 1)).relu())
+        x = torch.cat([y * gate.sigmoid() * functional.hardsigmoid(gate), functional.max_pool3d(x, 3, 1, 1)], 1)
         x = functional.avg_pool3d(functional.leaky_relu(self.group(x)), (1, 2, 2))
         logits: Tensor = self.head(x.mean((2, 3, 4)))
         return logits
@@ -89,7 +90,11 @@ def test_every_weighted_op_is_int8_and_xnnpack_takes_all(form: str, tmp_path: Pa
     for name, (_, weight, *_), _ in (op for op in file.ops if op[0] in WEIGHTED):
         assert len(weight.quantization.scale) == weight.shape[3 if name == "DEPTHWISE_CONV_2D" else 0]
         assert not np.any(weight.quantization.zeroPoint)
-    assert form == "folded" or "TRANSPOSE" not in {name for name, *_ in file.ops}
+    *ops, (last, *_) = file.ops
+    assert last == "DEQUANTIZE"
+    if form == "unrolled":
+        assert "TRANSPOSE" not in {name for name, *_ in ops}
+        assert FLOAT32 not in {tensor.type for _, inputs, output in ops for tensor in (*inputs, output)}
     runner = load_runner("litert", tmp_path, SPEC, 1)
     placement = runner.placement()
     assert isinstance(placement, Placement)
