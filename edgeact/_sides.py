@@ -97,9 +97,10 @@ def _runtime(bundle: Bundle) -> str:
 def _of_bundle(name: str, bundle: Bundle) -> Side:
     reference, report = bundle.reference(), bundle.report()
     if reference.artifact is None:
+        why = report.accuracy.not_measured if isinstance(report.accuracy, NotMeasured) else "none are in its files"
         raise InputError(
-            f"{name} stores no logits of its artifact: an older edgeact exported it, or the artifact could not be run "
-            "there; export it again, or give in its place the results of a device, as for `edgeact validate --results`"
+            f"{name} stores no logits of its artifact ({why}): give in its place the results of a device, as for "
+            "`edgeact validate --results`"
         )
     evaluation = dict(zip(reference.ids, reference.artifact, strict=True))
     latency = report.latency

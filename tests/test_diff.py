@@ -170,7 +170,7 @@ def test_sides_that_cannot_be_compared(bundle: Bundle, tmp_path: Path) -> None:
     refused(bundle, tmp_path / "no", "no does not exist: give the folder of a bundle, or the results.json of a device")
     refused(bundle, tmp_path, "holds no manifest.json")
     old = write_bundle(tmp_path, "old")
-    refused(bundle, old, f"{old.path} stores no logits of its artifact: an older edgeact exported it")
+    refused(bundle, old, f"{old.path} stores no logits of its artifact (not asked): give in its place")
     refused(old, bundle, "give in its place the results of a device, as for `edgeact validate --results`")
     other = write_bundle(tmp_path, "b", artifact=logits(), ids=(*IDS[:-1], "more.mp4"))
     refused(bundle, other, f"{other.path} lacks 1 of the 12 evaluation clips of {bundle.path}, first 'still/3.mp4'")
