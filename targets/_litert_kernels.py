@@ -1,13 +1,15 @@
-"""What XNNPACK has no int8 kernels for, in ops for which it has some; equal up to roundings to int8.
+"""What LiteRT's kernels, or XNNPACK's, do not take in int8, in ops that they do; equal up to roundings to int8.
 
     max(a, b)                a + (b - a), the difference cut off below zero
     hard_sigmoid(x)          relu6(x + 3) / 6
     hard_swish(x)            x * hard_sigmoid(x), the gate rounded to 1/255
-    silu(x)                  x * sigmoid(x), the gate rounded to 1/256, the scale of an int8 LOGISTIC
+    silu(x)                  x * sigmoid(x)
+    sigmoid, softmax, tanh   the same, rounded first to the scale that LiteRT's specification of int8 gives it
     avg_pool2d(x)            a depthwise convolution of equal weights
     (x0 + x1 + …) / T        frames under each other, and a mean, or a depthwise convolution, over them: one rounding
 
-tensorflow/lite/delegates/xnnpack/README.md lists the int8 ops. This works on a lowered program, before conversion.
+tensorflow/lite/delegates/xnnpack/README.md lists XNNPACK's int8 ops; the "LiteRT 8-bit quantization specification" says
+which op has a scale of its own. This works on a lowered program, before conversion.
 """
 
 from typing import Any
@@ -22,11 +24,12 @@ _quantized = torch.ops.quantized_decomposed
 
 
 def replace(module: fx.GraphModule) -> None:
-    """Write the ops of the table in their other form where int8 enters them; in place."""
+    """Write the ops of the table in their other form where they read and give int8; in place."""
     for op, rewrite in _REWRITES.items():
         for node in module.graph.find_nodes(op="call_function", target=op):
+            int8 = all(map(_is_int8, node.all_input_nodes)) and all(map(_is_quantize, node.users))
             with module.graph.inserting_before(node):
-                other = rewrite(module, node) if all(map(_is_int8, node.all_input_nodes)) else None
+                other = rewrite(module, node) if int8 else None
             if other is not None:
                 node.replace_all_uses_with(other)
                 module.graph.erase_node(node)
@@ -51,7 +54,7 @@ def replace_means_of_frames(module: fx.GraphModule) -> None:
         with module.graph.inserting_before(last):
             mean = _mean(module, frames, _is_over_pixels(before) or last is not mul)
         mean.meta = dict(last.meta)
-        if not all(user.target is _quantized.quantize_per_tensor.default for user in last.users):
+        if not all(map(_is_quantize, last.users)):
             with module.graph.inserting_before(last):
                 mean = _rounded(module, mean, frames[0].args[1:])  # no mean is out of the range of what it is of
         last.replace_all_uses_with(mean)
@@ -145,6 +148,10 @@ def _is_int8(node: fx.Node) -> bool:
     return node.target is _quantized.dequantize_per_tensor.default
 
 
+def _is_quantize(node: fx.Node) -> bool:
+    return node.target is _quantized.quantize_per_tensor.default
+
+
 def _maximum(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """Exact where both have one scale: sums of equal scales round nothing, and 255 steps hold every difference."""
     a, b = node.all_input_nodes
@@ -173,7 +180,15 @@ def _hard_swish(module: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 def _silu(module: fx.GraphModule, node: fx.Node) -> fx.Node:
     call, (x,) = module.graph.call_function, node.args
-    return call(_aten.mul.Tensor, (x, _rounded(module, call(_aten.sigmoid.default, (x,)), (1 / 256, *_FROM_ZERO))))
+    return call(_aten.mul.Tensor, (x, _rounded(module, call(_aten.sigmoid.default, (x,)), _SCALES["sigmoid"])))
+
+
+def _at_own_scale(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Times one: of two scales in a row with no op between, the converter would drop the first."""
+    op: Any = node.target
+    scale = _SCALES[op.__name__.partition(".")[0].lstrip("_")]
+    result = _rounded(module, module.graph.call_function(op, node.args, node.kwargs), scale)
+    return module.graph.call_function(_aten.mul.Tensor, (result, _constant(module, node, "one", 1.0)))
 
 
 def _constant(module: fx.GraphModule, node: fx.Node, name: str, value: float) -> fx.Node:
@@ -207,11 +222,20 @@ def _equal_weights(module: fx.GraphModule, name: str, channels: int, kernel: lis
 
 
 _FROM_ZERO = (-128, -128, 127, torch.int8)  # the zero point at the least integer
+_SCALES: dict[str, Any] = {
+    "sigmoid": (1 / 256, *_FROM_ZERO),
+    "softmax": (1 / 256, *_FROM_ZERO),
+    "tanh": (1 / 128, 0, -128, 127, torch.int8),
+}
 _DEFAULTS: Any = (None, None, [], [0, 0], False, True, None)
 _REWRITES = {
     _aten.maximum.default: _maximum,
     _aten.hardsigmoid.default: _hard_sigmoid,
     _aten.hardswish.default: _hard_swish,
+    _aten.sigmoid.default: _at_own_scale,
+    _aten.softmax.int: _at_own_scale,
+    _aten._softmax.default: _at_own_scale,
+    _aten.tanh.default: _at_own_scale,
     _aten.silu.default: _silu,
     _aten.avg_pool2d.default: _average,
 }

@@ -188,9 +188,12 @@ def test_ops_by_family(op: Any, small: bool, large: bool) -> None:
 
 
 def test_gates_are_on_the_npu(tmp_path: Path) -> None:
+    """The reference kernels, which run it here, take a sigmoid, a softmax and a tanh at one scale alone."""
     torch.manual_seed(0)
-    gated = [nn.Conv3d(3, 8, (1, 3, 3)), nn.SiLU(), nn.Conv3d(8, 8, 1), nn.Hardswish(), nn.Conv3d(8, 8, 1)]
-    model = nn.Sequential(*gated, nn.Hardsigmoid(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5))
+    gates = (nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.Tanh(), nn.Softmax(1), nn.Sigmoid())
+    gated = [layer for gate in gates for layer in (nn.Conv3d(8, 8, 1), gate)]
+    stem, head = nn.Conv3d(3, 8, (1, 3, 3)), nn.Linear(8, 5)
+    model = nn.Sequential(stem, *gated, nn.AdaptiveAvgPool3d(1), nn.Flatten(), head)
     found = forecast(model.eval(), target="ethos_u", spec=SPEC)
     assert [layer.name for layer in found.layers if layer.support == "falls back"] == []
     program = program_of(model)
