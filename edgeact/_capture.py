@@ -186,18 +186,24 @@ def fold(model: "nn.Module", spec: ClipSpec, *, any_batch: bool = False, int8: b
         fold_batch_norm(graph)
         if int8:
             as_convolutions(graph)
-        _drop_whole_slices(graph)
+        _drop_idle_ops(graph)
         _pad_before_averages(graph)
     return graph
 
 
-def _drop_whole_slices(graph: "GraphModule") -> None:
-    """`x[:]` is `x`: torch.export writes it as an alias or, of a free batch, as a slice of all there is."""
+def _drop_idle_ops(graph: "GraphModule") -> None:
+    """What gives its input as it is: `x[:]`, an alias or, of a free batch, a slice of all; `x.to(x.dtype)`."""
     import torch
 
+    aten = torch.ops.aten
     for node in list(graph.graph.nodes):
-        whole = node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, sys.maxsize)
-        if whole or node.target is torch.ops.aten.alias.default:
+        if node.target is aten._assert_tensor_metadata.default:  # that a cast reads what it did at the capture
+            graph.graph.erase_node(node)
+            continue
+        whole = node.target is aten.slice.Tensor and node.args[2:] == (0, sys.maxsize)
+        cast = getattr(node.target, "overloadpacket", None) is aten.to
+        same = cast and node.meta["val"].dtype == node.args[0].meta["val"].dtype
+        if whole or same or node.target is aten.alias.default:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.recompile()

@@ -71,6 +71,15 @@ def test_it_is_read_back_equal(half: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, eager(network, SPEC)(clip), rtol=0, atol=2e-2 if half else 1e-5)
 
 
+def test_what_gives_its_input_is_no_op_of_the_network() -> None:
+    class Casts(nn.Module):
+        def forward(self, clip: Tensor) -> Tensor:
+            return clip[:].float().double().mean((2, 3, 4)).to(torch.float32)
+
+    ops = [node.name for node in fold(Casts(), SPEC).graph.nodes if node.op == "call_function"]
+    assert ops == ["to_1", "mean", "to_2"], "to float64, the mean, and back"
+
+
 def test_float16_is_a_copy() -> None:
     in_float16(captured())
     assert all(value.dtype == torch.float32 for value in captured().state_dict.values())
