@@ -1,4 +1,4 @@
-"""litert-torch in a process of its own: `python -m edgeact.targets._litert_converter PROGRAM ARTIFACT PRECISION`."""
+"""litert-torch in a process of its own: `python -m … PROGRAM ARTIFACT PRECISION [integers]`; see `litert.convert`."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ _aten = torch.ops.aten
 _quantized = torch.ops.quantized_decomposed
 
 
-def convert(program: Path, artifact: Path, precision: str) -> None:
+def convert(program: Path, artifact: Path, precision: str, *, integers: bool) -> None:
     """Convert the saved program (uint8 `clip_BTHWC` -> `logits_BK`, 2-D) and write the .tflite."""
     import litert_torch
 
@@ -30,7 +30,7 @@ def convert(program: Path, artifact: Path, precision: str) -> None:
         _litert_int8.quantize_in_the_graph(module)
         _litert_kernels.drop_idle_moves(module)
         _litert_kernels.replace_means_of_frames(module)
-        _litert_kernels.replace(module)
+        _litert_kernels.replace(module, integers=integers)
         _litert_int8.normalise_in_int8(module)
         _litert_int8.keep_pads_in_layout()
         scales = _litert_int8.read_scales()
@@ -112,4 +112,5 @@ def _store_fp16(path: Path) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # JAX and the converter warn of their own deprecated calls
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])  # the caller reads the traceback's last line
+    # the caller reads a traceback's last line
+    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], integers=sys.argv[4:] == ["integers"])

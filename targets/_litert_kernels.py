@@ -1,12 +1,16 @@
 """What LiteRT's kernels, or XNNPACK's, do not take in int8, in ops that they do; equal up to roundings to int8.
 
     max(a, b)                a + (b - a), the difference cut off below zero
-    hard_sigmoid(x)          relu6(x + 3) / 6
-    hard_swish(x)            x * hard_sigmoid(x), the gate rounded to 1/255
-    silu(x)                  x * sigmoid(x)
+    hard_swish(x)            x / 6 * relu6(x + 3) in float
     sigmoid, softmax, tanh   the same, rounded first to the scale that LiteRT's specification of int8 gives it
     avg_pool2d(x)            a depthwise convolution of equal weights
     (x0 + x1 + …) / T        frames under each other, and a mean, or a depthwise convolution, over them: one rounding
+
+Where there are integers alone, on NPUs, a gate is rounded before it is multiplied with, which XNNPACK is spared; a
+hard_swish has a table there.
+
+    silu(x)                  x * sigmoid(x)
+    hard_sigmoid(x)          relu6(x + 3) / 6
 
 tensorflow/lite/delegates/xnnpack/README.md lists XNNPACK's int8 ops; the "LiteRT 8-bit quantization specification" says
 which op has a scale of its own. This works on a lowered program, before conversion.
@@ -23,9 +27,14 @@ _aten = torch.ops.aten
 _quantized = torch.ops.quantized_decomposed
 
 
-def replace(module: fx.GraphModule) -> None:
-    """Write the ops of the table in their other form where they read and give int8; in place."""
-    for op, rewrite in _REWRITES.items():
+def replace(module: fx.GraphModule, *, integers: bool) -> None:
+    """Write the ops of the tables in their other form where they read and give int8; in place.
+
+    Args:
+        module: Of a lowered program.
+        integers: There are integers alone where it will run.
+    """
+    for op, rewrite in (_REWRITES | (_OF_INTEGERS if integers else _OF_XNNPACK)).items():
         for node in module.graph.find_nodes(op="call_function", target=op):
             int8 = all(map(_is_int8, node.all_input_nodes)) and all(map(_is_quantize, node.users))
             with module.graph.inserting_before(node):
@@ -165,17 +174,17 @@ def _maximum(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return call(_aten.add.Tensor, (a, above))
 
 
+def _hard_swish(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    call, (x,) = module.graph.call_function, node.args
+    gate = call(_aten.hardtanh.default, (call(_aten.add.Tensor, (x, 3.0)), 0.0, 6.0))
+    return call(_aten.mul.Tensor, (call(_aten.mul.Tensor, (x, 1 / 6)), gate))
+
+
 def _hard_sigmoid(module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """In steps of 6/255 the clamped sum fills int8, so a sixth of it is the same integers in steps of 1/255."""
     call, (x,) = module.graph.call_function, node.args
     moved = call(_aten.add.Tensor, (x, _constant(module, node, "three", 3.0)))
     clamped = _rounded(module, call(_aten.hardtanh.default, (moved, 0.0, 6.0)), (6 / 255, *_FROM_ZERO))
     return call(_aten.mul.Tensor, (clamped, _constant(module, node, "sixth", 1 / 6)))
-
-
-def _hard_swish(module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    gate = _rounded(module, _hard_sigmoid(module, node), (1 / 255, *_FROM_ZERO))
-    return module.graph.call_function(_aten.mul.Tensor, (node.args[0], gate))
 
 
 def _silu(module: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -183,10 +192,15 @@ def _silu(module: fx.GraphModule, node: fx.Node) -> fx.Node:
     return call(_aten.mul.Tensor, (x, _rounded(module, call(_aten.sigmoid.default, (x,)), _SCALES["sigmoid"])))
 
 
-def _at_own_scale(module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Times one: of two scales in a row with no op between, the converter would drop the first."""
+def _at_own_scale(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Read at that scale where any will do; else times one, as of two scales in a row the converter drops the first."""
     op: Any = node.target
     scale = _SCALES[op.__name__.partition(".")[0].lstrip("_")]
+    read = [dequantize for quantize in node.users for dequantize in quantize.users]
+    if all(reader.target in _OF_ANY_SCALE for dequantize in read for reader in dequantize.users):
+        for rounding in (*node.users, *read):
+            rounding.args = (rounding.args[0], *scale)
+        return None
     result = _rounded(module, module.graph.call_function(op, node.args, node.kwargs), scale)
     return module.graph.call_function(_aten.mul.Tensor, (result, _constant(module, node, "one", 1.0)))
 
@@ -227,15 +241,15 @@ _SCALES: dict[str, Any] = {
     "softmax": (1 / 256, *_FROM_ZERO),
     "tanh": (1 / 128, 0, -128, 127, torch.int8),
 }
+_OF_ANY_SCALE = {_aten.mul.Tensor, _aten.add.Tensor, _aten.sub.Tensor, _aten.conv2d.default, _aten.linear.default}
 _DEFAULTS: Any = (None, None, [], [0, 0], False, True, None)
 _REWRITES = {
     _aten.maximum.default: _maximum,
-    _aten.hardsigmoid.default: _hard_sigmoid,
-    _aten.hardswish.default: _hard_swish,
     _aten.sigmoid.default: _at_own_scale,
     _aten.softmax.int: _at_own_scale,
     _aten._softmax.default: _at_own_scale,
     _aten.tanh.default: _at_own_scale,
-    _aten.silu.default: _silu,
     _aten.avg_pool2d.default: _average,
 }
+_OF_XNNPACK = {_aten.hardswish.default: _hard_swish}
+_OF_INTEGERS = {_aten.silu.default: _silu, _aten.hardsigmoid.default: _hard_sigmoid}

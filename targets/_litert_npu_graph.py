@@ -25,7 +25,7 @@ _OPS = {
     "ge": "GREATER_EQUAL",
     "gt": "GREATER",
     "hardsigmoid": "MUL",
-    "hardswish": "MUL",
+    "hardswish": "HARD_SWISH",
     "hardtanh": "MINIMUM",
     "le": "LESS_EQUAL",
     "linear": "FULLY_CONNECTED",

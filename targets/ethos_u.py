@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from edgeact.quantize.scheme import AFFINE
 from edgeact.targets._ethos_u_configs import CONFIGS, MEMORY_MODES, SYSTEM_CONFIGS, conflict, resolve
 from edgeact.targets._target import Request, Target
-from edgeact.targets.litert import LiteRT
+from edgeact.targets.litert import LiteRT, convert
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -60,7 +60,7 @@ class EthosU(Target):
         from edgeact.targets._tflite import with_int8_logits
         from edgeact.targets._vela import compile_for_npu
 
-        LiteRT().compile(program, folder, Request(asked.precision, how=asked.how))
+        convert(program, folder / "model.tflite", asked.precision, asked.how, integers=True)
         with tempfile.TemporaryDirectory(prefix="edgeact-ethos-u-") as work:
             with_int8_logits(folder / "model.tflite", Path(work) / "model.tflite")
             estimate, moved = compile_for_npu(Path(work) / "model.tflite", folder, *resolve(asked.options), asked.how)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgeact.targets._target import Refusal
 
 
-__all__ = ["TARGET", "LiteRT"]
+__all__ = ["TARGET", "LiteRT", "convert"]
 
 
 class LiteRT(Target):
@@ -63,17 +63,12 @@ class LiteRT(Target):
         _litert_aot.check(options["npu"], options["soc"], sdk)
 
     def compile(self, program: "ExportedProgram", folder: Path, asked: Request) -> tuple[str, ...]:
-        """Convert in a process of its own, and check what came out; see `Target.compile`."""
-        import torch
-
+        """Convert, and hold it against an NPU's rules where one is asked for; see `Target.compile`."""
         npu, soc = asked.options.get("npu", "none"), asked.options.get("soc", "none")
         _litert_aot.check(npu, soc, asked.how.sdk)
         self.require_toolchain()
-        with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
-            torch.export.save(program, Path(work) / "program.pt2")
-            _convert(Path(work) / "program.pt2", folder / "model.tflite", asked.precision, asked.how)
         model = folder / "model.tflite"
-        _refuse_foreign_ops(model)
+        convert(program, model, asked.precision, asked.how, integers=npu != "none")
         if npu == "none":
             return ()
         told = f"{npu}: compiled for no chip: that needs the vendor's SDK (--sdk); held against {NPUS[npu].source}"
@@ -104,18 +99,30 @@ class LiteRT(Target):
         return found, ()
 
 
-def _convert(program: Path, artifact: Path, precision: str, how: Compilation) -> None:
-    """Run `_litert_converter`: the converter can crash its process, and JAX in it forbids the caller to fork."""
-    command: list[str | Path] = [
-        sys.executable,
-        "-P",
-        "-m",
-        "edgeact.targets._litert_converter",
-        program,
-        artifact,
-        precision,
-    ]
-    run_compiler(command, name="litert-torch", how=how)
+def convert(
+    program: "ExportedProgram", artifact: Path, precision: str, how: Compilation, *, integers: bool = False
+) -> None:
+    """Write the .tflite, and check what came out; in a process that may crash, whose JAX forbids its caller to fork.
+
+    Args:
+        program: Lowered: uint8 `clip_BTHWC` -> float32 `logits_BK`.
+        artifact: The .tflite.
+        precision: `fp32`, `fp16` or `int8`.
+        how: The time limit.
+        integers: Of int8: nothing between pixels and logits may be in float, as on NPUs; a gate is rounded once more.
+
+    Raises:
+        ToolchainError: The converter failed, or wrote ops that LiteRT's own kernels do not have.
+    """
+    import torch
+
+    module = "edgeact.targets._litert_converter"
+    with tempfile.TemporaryDirectory(prefix="edgeact-litert-") as work:
+        saved = Path(work) / "program.pt2"
+        torch.export.save(program, saved)
+        command: list[str | Path] = [sys.executable, "-P", "-m", module, saved, artifact, precision]
+        run_compiler([*command, "integers"] if integers else command, name="litert-torch", how=how)
+    _refuse_foreign_ops(artifact)
 
 
 def _refuse_foreign_ops(path: Path) -> None:

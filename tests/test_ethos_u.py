@@ -22,8 +22,7 @@ from edgeact.errors import BundleError, InputError, MissingDependencyError, Tool
 from edgeact.forecast import forecast
 from edgeact.placement import Placement
 from edgeact.runtime import load_runner
-from edgeact.targets import Request, _vela, check_options, check_precision, get_target
-from edgeact.targets.litert import LiteRT
+from edgeact.targets import Request, _vela, check_options, check_precision, ethos_u, get_target, litert
 
 SPEC = ClipSpec(frames=4, frame_stride=1, short_side=32, crop_height=32, crop_width=32, mean=(0.4, 0.5, 0.6))
 CONFIGS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
@@ -59,19 +58,18 @@ def program_of(model: nn.Module, form: str = "unrolled") -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What Vela is given of a program is the same for every configuration, and takes longer than Vela."""
-    convert, kept = LiteRT.compile, list[tuple[Any, Path]]()
+    kept = list[tuple[Any, Path]]()
 
-    def compile(self: LiteRT, program: Any, folder: Path, asked: Request) -> tuple[str, ...]:
+    def convert(program: Any, artifact: Path, precision: str, how: Compilation, *, integers: bool) -> None:
         for known, model in kept:
-            if known is program and asked.how == Compilation():
-                shutil.copy(model, folder)
-                return ()
-        told = convert(self, program, folder, asked)
-        kept.append((program, Path(shutil.copy(folder / "model.tflite", tmp_path_factory.mktemp("converted")))))
-        return told
+            if known is program and how == Compilation():
+                shutil.copy(model, artifact)
+                return
+        litert.convert(program, artifact, precision, how, integers=integers)
+        kept.append((program, Path(shutil.copy(artifact, tmp_path_factory.mktemp("converted")))))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LiteRT, "compile", compile)
+        patch.setattr(ethos_u, "convert", convert)
         yield
 
 

@@ -380,7 +380,7 @@ def test_what_the_litert_converter_wrote_is_checked(
 
     if ops:
         monkeypatch.setattr(interpreter, "Interpreter", Interpreter)
-    monkeypatch.setattr(litert, "_convert", lambda program, artifact, *_: artifact.write_bytes(b"no model"))
+    monkeypatch.setattr(litert, "run_compiler", lambda command, **_: command[-2].write_bytes(b"no model"))
     with pytest.raises(ToolchainError, match=message):
         get_target("litert").compile(
             behind_uint8(fold(Small().eval(), tiny_spec), tiny_spec), tmp_path, Request("fp32")
