@@ -35,7 +35,7 @@ LOWERED = [
     ("android", "int8"),
     pytest.param("litert", "fp32", marks=pytest.mark.slow),
     pytest.param("litert", "fp16", marks=pytest.mark.slow),
-    ("litert", "int8"),
+    pytest.param("litert", "int8", marks=pytest.mark.slow),  # in parts: test_litert_int8
 ]
 
 
