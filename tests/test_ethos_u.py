@@ -243,11 +243,12 @@ def test_a_stride_that_vela_cannot_compile_is_forecast_and_an_error(tmp_path: Pa
     assert not (tmp_path / "model_vela.tflite").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
         (nn.Conv3d(8, 8, (1, 3, 3), (1, 4, 4), dilation=(1, 2, 2)), "CONV_2D: stride > 3"),
-        pytest.param(nn.AvgPool3d((1, 4, 4)), "DEPTHWISE_CONV_2D: kernel stride", marks=pytest.mark.slow),
+        (nn.AvgPool3d((1, 4, 4)), "DEPTHWISE_CONV_2D: kernel stride"),
     ],
 )
 def test_a_long_stride_that_the_cpu_takes(layer: nn.Module, reason: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from edgeact.targets import Request, check_options, get_target
 LOWERED = [
     pytest.param("android", "fp32", marks=pytest.mark.slow),
     pytest.param("android", "fp16", marks=pytest.mark.slow),
-    ("android", "int8"),
+    pytest.param("android", "int8", marks=pytest.mark.slow),  # in parts: the test of int8 on Android below
     pytest.param("litert", "fp32", marks=pytest.mark.slow),
     pytest.param("litert", "fp16", marks=pytest.mark.slow),
     pytest.param("litert", "int8", marks=pytest.mark.slow),  # in parts: test_litert_int8
