@@ -99,9 +99,7 @@ class LiteRT(Target):
         return found, ()
 
 
-def convert(
-    program: "ExportedProgram", artifact: Path, precision: str, how: Compilation, *, integers: bool = False
-) -> None:
+def convert(program: "ExportedProgram", artifact: Path, precision: str, how: Compilation, *, integers: bool) -> None:
     """Write the .tflite, and check what came out; in a process that may crash, whose JAX forbids its caller to fork.
 
     Args:

@@ -19,7 +19,7 @@ from edgeact.errors import InputError, MissingDependencyError, ToolchainError, U
 from edgeact.forecast import forecast
 from edgeact.placement import read_placement
 from edgeact.runtime import load_runner
-from edgeact.targets import Request, _litert_aot, check_options, get_target
+from edgeact.targets import Request, _litert_aot, check_options, get_target, litert
 from edgeact.targets._litert_npu_rules import NPUS, estimate, refused
 
 SPEC = ClipSpec(frames=2, short_side=16, crop_height=16, crop_width=16)
@@ -127,6 +127,16 @@ def test_the_forecast_is_what_the_rules_say_of_the_file(npu: str, compiled: tupl
 def test_the_rules(npu: str, op: str, shape: tuple[int, ...], reason: str) -> None:
     told = refused(npu, op, [shape])
     assert (reason in told) if reason else not told
+
+
+@pytest.mark.parametrize(("npu", "integers"), [("none", False), *((npu, True) for npu in NPUS)])
+def test_npus_have_integers_alone(npu: str, integers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: Any, integers: bool) -> None:
+        raise ToolchainError(f"integers alone: {integers}")
+
+    monkeypatch.setattr(litert, "convert", convert)
+    with pytest.raises(ToolchainError, match=f"integers alone: {integers}"):
+        get_target("litert").compile(None, tmp_path, Request("int8", check_options("litert", {"npu": npu}, "int8")))
 
 
 @pytest.mark.parametrize(("npu", "module"), [(npu, npu.replace("-", "_")) for npu in NPUS])
